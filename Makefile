@@ -1,0 +1,50 @@
+# Everything from a fresh checkout on a machine with a Rust toolchain. `make` alone lists the targets.
+.PHONY: help setup build demo test test-engines lint doc clean
+
+example := --manifest-path examples/plugin-my-policy/Cargo.toml --target-dir target/example
+plugins := --package vision-proxy-sdk --package round-robin --package least-busy --package model-map
+
+help: ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1: /p' Makefile
+
+setup: ## make Rust's wasm32-wasip2 target available
+	@.ci/ensure-wasm-target
+
+build: setup ## build target/release/vision-proxy
+	cargo build --locked --release
+
+demo: setup ## run three simulated GPU servers, the proxy and its dashboard
+	cargo run --locked -- demo
+
+# The runner comes last: its closing line sums up.
+test: setup ## run all tests, with nextest where it is installed
+	@.ci/ensure-test-clients
+	cargo test --locked --workspace --doc
+	cargo test --locked $(example)
+	cargo build --locked --release --target wasm32-wasip2 $(example)
+	@if cargo nextest --version >/dev/null 2>&1; then \
+	  set -x; cargo nextest run --locked --workspace --config-file .ci/nextest.toml; \
+	else \
+	  set -x; cargo test --locked --workspace --all-targets; \
+	fi
+
+# Not by nextest, whose limit for a test is shorter than a vLLM's start.
+test-engines: setup ## install vLLM for CPUs (2.6 GB) and run the tests before it, which takes minutes
+	@tests/engines/vllm/install .cache/engines/vllm
+	cargo test --locked --package vision-proxy --test engines -- --nocapture --test-threads=1
+
+# The plugins are linted twice: natively, and as what they are for.
+lint: setup ## check format and lints
+	cargo fmt --all --check
+	cargo fmt --check --manifest-path examples/plugin-my-policy/Cargo.toml
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked --package vision-proxy --test engines -- -D warnings
+	cargo clippy --locked --target wasm32-wasip2 $(plugins) -- -D warnings
+	cargo clippy --locked --all-targets $(example) -- -D warnings
+
+doc: setup ## build the documentation of the crates
+	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --workspace --no-deps
+
+clean: ## remove what was built, and the clients that the tests installed
+	cargo clean
+	rm -rf .cache

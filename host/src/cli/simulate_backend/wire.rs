@@ -1,0 +1,89 @@
+//! The socket under hyper, which can be told to break: reset instead of close, or speak something that is not HTTP.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+/// How a connection will end; set by the exchange, obeyed by the wire.
+#[derive(Debug, Default)]
+pub(super) struct Switch(AtomicU8);
+
+const RESET: u8 = 1;
+const GARBAGE: u8 = 2;
+
+impl Switch {
+    /// Closing the connection becomes a reset.
+    pub(super) fn reset(&self) {
+        self.0.store(RESET, Relaxed);
+    }
+
+    /// Whatever is written next goes out as garbage.
+    pub(super) fn garbage(&self) {
+        self.0.store(GARBAGE, Relaxed);
+    }
+
+    fn is(&self, what: u8) -> bool {
+        self.0.load(Relaxed) == what
+    }
+}
+
+/// Looks like the start of something, which is worse than noise: a lenient parser would wait for the rest.
+const NOT_HTTP: &[u8] = b"\x16\x03\x01HTPT/9.9 perhaps\r\ncontent-length: -1\r\n\r\n\0\0\0";
+
+/// A connection.
+pub(super) struct Wire {
+    stream: TcpStream,
+    switch: Arc<Switch>,
+    garbage_sent: usize,
+}
+
+impl Wire {
+    pub(super) fn new(stream: TcpStream, switch: Arc<Switch>) -> Self {
+        Self { stream, switch, garbage_sent: 0 }
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        if self.switch.is(RESET) {
+            // Without it the peer sees an orderly end instead; nobody is left to tell.
+            let _ = self.stream.set_zero_linger();
+        }
+    }
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if !self.switch.is(GARBAGE) {
+            return Pin::new(&mut self.stream).poll_write(cx, buf);
+        }
+        while let Some(rest) = NOT_HTTP.get(self.garbage_sent..).filter(|rest| !rest.is_empty()) {
+            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, rest))?;
+            self.garbage_sent += written;
+        }
+        Poll::Ready(Ok(buf.len()))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.switch.is(RESET) {
+            // A shutdown sends the FIN that the reset on drop must not follow.
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

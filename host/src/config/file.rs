@@ -1,0 +1,190 @@
+//! What was typed: the file as it stands, table by table. Everything may be left out; defaults come later.
+//!
+//! An unknown key is refused in every table. What a single value may look like is in `notation`.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::num::{NonZeroU32, NonZeroU64};
+use std::time::Duration;
+
+use serde::de::value::Error as ProbeError;
+use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
+use serde::forward_to_deserialize_any;
+
+use super::BackendUrl;
+use super::names::{BackendName, Name, Names, PluginName};
+use super::notation::{EngineChoice, Folder, Fraction, Pin, Positive, Settings, Size, Written};
+use super::secret::SecretSource;
+
+/// A key that may be left out.
+type Typed<T> = Option<Written<T>>;
+
+/// The whole file.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct File {
+    pub listen: Typed<SocketAddr>,
+    pub admin: Typed<SocketAddr>,
+    pub admin_token: Typed<SecretSource>,
+    pub workers: Typed<u32>,
+    pub reveal: Typed<bool>,
+    pub plugins: Plugins,
+    pub models: BTreeMap<Written<Name>, Written<Names>>,
+    pub backends: Backends,
+    pub capacity: Capacity,
+    pub queue: Queue,
+    pub failover: Failover,
+    pub timeouts: Timeouts,
+    pub limits: Limits,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default, expecting = "a table")]
+pub(super) struct Plugins {
+    pub dir: Typed<Folder>,
+    pub policy: Typed<PluginName>,
+    pub translator: Typed<PluginName>,
+    pub settings: BTreeMap<Written<PluginName>, Written<Settings>>,
+    pub limits: PluginLimits,
+    pub pins: BTreeMap<Written<PluginName>, Written<Pin>>,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default, expecting = "a table")]
+pub(super) struct PluginLimits {
+    pub fuel: Typed<NonZeroU64>,
+    pub memory: Typed<Size>,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default, expecting = "a table, begun by [[backends]]")]
+pub(super) struct Backend {
+    pub name: Typed<BackendName>,
+    pub url: Typed<BackendUrl>,
+    pub engine: Typed<EngineChoice>,
+    pub slots: Typed<NonZeroU32>,
+    pub weight: Typed<NonZeroU32>,
+    pub labels: BTreeMap<Written<Name>, Written<Name>>,
+    pub models: BTreeMap<Written<Name>, Written<Name>>,
+    pub api_key: Typed<SecretSource>,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default, expecting = "a table")]
+pub(super) struct Capacity {
+    pub poll_interval: Typed<Positive>,
+    pub stale_after: Typed<Positive>,
+    pub max_waiting: Typed<u32>,
+    pub max_kv_cache: Typed<Fraction>,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default, expecting = "a table")]
+pub(super) struct Queue {
+    pub size: Typed<u32>,
+    pub timeout: Typed<Positive>,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default, expecting = "a table")]
+pub(super) struct Failover {
+    pub attempts: Typed<NonZeroU32>,
+    pub retry_unanswered: Typed<bool>,
+    pub eject_after: Typed<NonZeroU32>,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default, expecting = "a table")]
+pub(super) struct Timeouts {
+    pub connect: Typed<Positive>,
+    pub first_byte: Typed<Positive>,
+    pub between_chunks: Typed<Positive>,
+    pub drain: Typed<Duration>,
+    pub drain_delay: Typed<Duration>,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default, expecting = "a table")]
+pub(super) struct Limits {
+    pub body: Typed<Size>,
+    pub bodies_in_flight: Typed<Size>,
+}
+
+/// `[[backends]]`, a type of its own for the sake of one message: `[backends]` is the commonest slip of all.
+#[derive(Debug, Default)]
+pub(super) struct Backends(pub Vec<Backend>);
+
+impl<'de> Deserialize<'de> for Backends {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(Backends::default())
+    }
+}
+
+impl<'de> Visitor<'de> for Backends {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of tables, each begun by [[backends]] in double brackets")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> Result<Self, A::Error> {
+        while let Some(backend) = list.next_element()? {
+            self.0.push(backend);
+        }
+        Ok(self)
+    }
+}
+
+/// The keys of a table.
+pub(super) type Keys = &'static [&'static str];
+
+/// Every table with fixed keys, and these. In all others (`models`, `labels`, …) the keys are the user's own.
+pub(super) fn tables() -> [(&'static str, Keys); 9] {
+    [
+        ("", keys_of::<File>()),
+        ("plugins", keys_of::<Plugins>()),
+        ("plugins.limits", keys_of::<PluginLimits>()),
+        ("backends", keys_of::<Backend>()),
+        ("capacity", keys_of::<Capacity>()),
+        ("queue", keys_of::<Queue>()),
+        ("failover", keys_of::<Failover>()),
+        ("timeouts", keys_of::<Timeouts>()),
+        ("limits", keys_of::<Limits>()),
+    ]
+}
+
+/// What serde's derive says the keys are, so that no second list can disagree with the structs above.
+fn keys_of<'de, T: Deserialize<'de>>() -> Keys {
+    let keys = Cell::new(Keys::default());
+    // The answer is the error: the probe has nothing to be made a `T` of.
+    let _ = T::deserialize(Probe(&keys));
+    keys.get()
+}
+
+/// Reads nothing, but learns which keys would be read.
+struct Probe<'a>(&'a Cell<Keys>);
+
+impl<'de> Deserializer<'de> for Probe<'_> {
+    type Error = ProbeError;
+
+    fn deserialize_any<V: Visitor<'de>>(self, _visitor: V) -> Result<V::Value, ProbeError> {
+        Err(ProbeError::custom("a probe holds no value"))
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        keys: Keys,
+        visitor: V,
+    ) -> Result<V::Value, ProbeError> {
+        self.0.set(keys);
+        self.deserialize_any(visitor)
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 u8 u16 u32 u64 f32 f64 char str string bytes byte_buf option unit unit_struct
+        newtype_struct seq tuple tuple_struct map enum identifier ignored_any
+    }
+}

@@ -1,0 +1,446 @@
+//! Everything that changes while the proxy runs: configuration, fleet, plugins. Each change builds a whole new
+//! snapshot and swaps it in once, or is refused as a whole and leaves everything as it was.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use http::HeaderValue;
+use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, timeout};
+
+use super::build::{self, NotStarted, Parts};
+use super::poll::{self, FleetChanged, Polling};
+use super::status::Status;
+use crate::config::{self, BackendConfig, Config, Mistake, Mistakes, Overrides};
+use crate::edge::upstream::Pool;
+use crate::edge::{FaultReport, Member, Shared, Snapshot};
+use crate::fleet::{Backend, Queue};
+use crate::plugin::{self, Kind, Runtime, Store, Strikes, Version, What};
+
+/// A new backend gets requests after it has been asked once, or after this long.
+const FIRST_POLLS: Duration = Duration::from_secs(2);
+
+/// Where the configuration comes from.
+#[derive(Debug, Clone)]
+pub struct ConfigSource {
+    pub path: Option<PathBuf>,
+    pub overrides: Overrides,
+}
+
+impl ConfigSource {
+    /// Reads and checks it, off this thread: it reads secrets from files too.
+    async fn load(&self) -> Result<Config, Mistakes> {
+        let source = self.clone();
+        let loaded = spawn_blocking(move || config::load(source.path.as_deref(), &source.overrides)).await;
+        loaded.unwrap_or_else(|panic| Err(Mistakes { path: None, all: vec![mistake("", panic.to_string())] }))
+    }
+}
+
+/// The plugins, and the compiler behind them. Cloning shares them.
+#[derive(Clone)]
+pub struct Plugins {
+    pub runtime: Runtime,
+    store: Arc<Mutex<Store>>,
+}
+
+impl Plugins {
+    /// The built-in plugins and what lies in the folder. Blocks.
+    ///
+    /// # Errors
+    /// Where wasmtime cannot work on this machine.
+    pub fn load(config: &Config) -> anyhow::Result<Self> {
+        let runtime = Runtime::new()?;
+        let mut store = Store::new(&config.plugins.dir, runtime.built_ins()?);
+        log_changes(&store.scan(&runtime, &config.plugins.pins, Instant::now()));
+        Ok(Self { runtime, store: Arc::new(Mutex::new(store)) })
+    }
+
+    /// Works on the store on a blocking thread: it reads files and compiles.
+    async fn with<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Store, &Runtime) -> T + Send + 'static,
+    ) -> Option<T> {
+        let plugins = self.clone();
+        let work = move || work(&mut plugins.store.lock().unwrap_or_else(PoisonError::into_inner), &plugins.runtime);
+        spawn_blocking(work).await.inspect_err(|panic| tracing::error!("the plugin store failed: {panic}")).ok()
+    }
+
+    /// The files in the folder that cannot be used, each with the reason.
+    pub fn refused(&self) -> Vec<String> {
+        let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        let unusable = |row: &crate::plugin::Row| matches!(row.state, plugin::State::Refused | plugin::State::Pending);
+        let reason = |row: crate::plugin::Row| {
+            format!("{}.wasm: {}", row.name, row.last_error.unwrap_or_else(|| "incomplete".into()))
+        };
+        store.status(&[]).into_iter().filter(unusable).map(reason).collect()
+    }
+
+    /// The active pair, by their names in the configuration.
+    ///
+    /// # Errors
+    /// The names that nothing runs under, as mistakes of the configuration.
+    fn active(&self, config: &Config) -> Result<(Arc<Version>, Arc<Version>), Mistakes> {
+        let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        let find = |key: &str, name: &str, kind: Kind| match store.current(name) {
+            Some(version) if version.kind == kind => Ok(version),
+            Some(version) => Err(mistake(key, format!("`{name}` is a {}, not a {}", version.kind.name(), kind.name()))),
+            None => Err(mistake(
+                key,
+                format!("there is no plugin `{name}`: neither built in nor in {}", config.plugins.dir.display()),
+            )),
+        };
+        let policy = find("plugins.policy", &config.plugins.policy, Kind::Policy);
+        let translator = find("plugins.translator", &config.plugins.translator, Kind::Translator);
+        match (policy, translator) {
+            (Ok(policy), Ok(translator)) => Ok((policy, translator)),
+            (policy, translator) => {
+                Err(Mistakes { path: None, all: policy.err().into_iter().chain(translator.err()).collect() })
+            }
+        }
+    }
+}
+
+fn mistake(key: &str, message: String) -> Mistake {
+    Mistake { key: key.into(), line: None, message }
+}
+
+/// The fleet a configuration asks for, keeping the backends that live already.
+///
+/// # Errors
+/// Keys that cannot be sent.
+pub fn members(config: &Config, alive: &[Member], queue: &Arc<Queue>) -> Result<Vec<Member>, Mistakes> {
+    let mut mistakes = Vec::new();
+    let mut member = |(at, backend): (usize, &BackendConfig)| {
+        let living = alive
+            .iter()
+            .map(|member| &member.backend)
+            .find(|living| *living.name == *backend.name && living.url == backend.url);
+        let authorization = backend.api_key.as_ref().and_then(|key| {
+            let value = HeaderValue::from_str(&format!("Bearer {}", key.expose()));
+            value
+                .map_err(|_| {
+                    mistakes
+                        .push(mistake(&format!("backends[{at}].api_key"), "this key cannot stand in a header".into()))
+                })
+                .ok()
+        });
+        let authorization = authorization.map(|mut value| {
+            value.set_sensitive(true);
+            value
+        });
+        let backend_of = || Backend::new(&backend.name, backend.url.clone(), Arc::clone(queue));
+        Member { backend: living.cloned().unwrap_or_else(backend_of), config: Arc::new(backend.clone()), authorization }
+    };
+    let fleet = config.backends.iter().enumerate().map(&mut member).collect();
+    if mistakes.is_empty() { Ok(fleet) } else { Err(Mistakes { path: None, all: mistakes }) }
+}
+
+/// Builds the first snapshot, or the one that `check` looks at. Blocks.
+///
+/// # Errors
+/// What is wrong with plugins or keys, as mistakes of the configuration.
+pub fn first_snapshot(config: Config, plugins: &Plugins, queue: &Arc<Queue>) -> Result<Snapshot, Mistakes> {
+    let (policy, translator) = plugins.active(&config)?;
+    let fleet = members(&config, &[], queue)?;
+    for member in &fleet {
+        member.backend.configure(member.config.slots, member.config.engine);
+    }
+    build::snapshot(Parts { config: Arc::new(config), fleet, policy, translator }).map_err(|error| not_started(&error))
+}
+
+fn not_started(error: &NotStarted) -> Mistakes {
+    let key = format!("plugins.{}", error.version.kind.name());
+    Mistakes { path: None, all: vec![mistake(&key, error.to_string())] }
+}
+
+/// The one who swaps snapshots.
+pub struct Reload {
+    shared: Arc<Shared>,
+    source: ConfigSource,
+    plugins: Plugins,
+    pub status: Arc<Status>,
+    pool: Rc<Pool>,
+    /// By backend id.
+    polling: HashMap<u64, Polling>,
+    changed: mpsc::UnboundedSender<FleetChanged>,
+    /// Recent faults, by plugin name and content.
+    strikes: BTreeMap<(String, String), Strikes>,
+}
+
+impl Reload {
+    pub fn new(
+        shared: Arc<Shared>,
+        source: ConfigSource,
+        plugins: Plugins,
+        status: Arc<Status>,
+        changed: mpsc::UnboundedSender<FleetChanged>,
+    ) -> Self {
+        Self {
+            shared,
+            source,
+            plugins,
+            status,
+            pool: Rc::default(),
+            polling: HashMap::new(),
+            changed,
+            strikes: BTreeMap::new(),
+        }
+    }
+
+    /// A poll found something new: the plugins are told of the fleet as it is now.
+    pub async fn fleet_changed(&mut self) {
+        let snapshot = self.shared.snapshot.load_full();
+        if let Err(error) = self.swap(Arc::clone(&snapshot.config), snapshot.fleet.clone()).await {
+            tracing::error!("the fleet changed, but no snapshot could be built: {error}");
+        }
+    }
+
+    /// Reads the configuration again. `forced`: also where its text is the same (SIGHUP).
+    pub async fn config_changed(&mut self, forced: bool) {
+        if !self.status.is_new_text(self.source.path.as_deref()) && !forced {
+            return;
+        }
+        match self.reconfigure().await {
+            Ok(()) => {
+                tracing::info!("configuration reloaded");
+                self.status.config_loaded(SystemTime::now());
+            }
+            Err(mistakes) => {
+                tracing::error!("configuration refused, the old one stays: {mistakes}");
+                self.status.config_refused(&mistakes);
+            }
+        }
+    }
+
+    async fn reconfigure(&mut self) -> Result<(), Mistakes> {
+        let config = self.source.load().await?;
+        let old = self.shared.snapshot.load_full();
+        let fixed = unchangeable(&old.config, &config);
+        if !fixed.is_empty() {
+            return Err(Mistakes { path: self.source.path.clone(), all: fixed });
+        }
+        if old.config.plugins != config.plugins {
+            let (pins, at) = (config.plugins.pins.clone(), Instant::now());
+            self.plugins
+                .with(move |store, runtime| {
+                    store.reconsider();
+                    log_changes(&store.scan(runtime, &pins, at));
+                })
+                .await;
+        }
+        let fleet = members(&config, &old.fleet, &self.shared.queue)?;
+        let config = Arc::new(config);
+        self.ask_first(&fleet).await;
+        let swapped = self.swap(Arc::clone(&config), fleet.clone()).await;
+        match swapped {
+            Ok(()) => self.take_effect(&config, &fleet, &old.fleet),
+            Err(_) => self.poll_only(&old.fleet),
+        }
+        swapped
+    }
+
+    /// Asks each new backend once, for a bounded time: what it serves must be known before requests come for it.
+    pub async fn ask_first(&mut self, fleet: &[Member]) {
+        let (first, mut asked) = mpsc::unbounded_channel();
+        for member in fleet.iter().filter(|member| member.backend.is_unknown()) {
+            member.backend.configure(member.config.slots, member.config.engine);
+            self.poll(member, &first);
+        }
+        drop(first);
+        // Nothing is ever sent: the channel closes when the last poller lets go of it.
+        let _ = timeout(FIRST_POLLS, asked.recv()).await;
+    }
+
+    /// Polls exactly these from now on.
+    fn poll_only(&mut self, fleet: &[Member]) {
+        self.polling.retain(|id, _| fleet.iter().any(|member| member.backend.id == *id));
+        let (first, _) = mpsc::unbounded_channel();
+        for member in fleet {
+            self.poll(member, &first);
+        }
+    }
+
+    fn poll(&mut self, member: &Member, first: &mpsc::UnboundedSender<()>) {
+        let start = || {
+            poll::start(
+                member.clone(),
+                Arc::clone(&self.shared),
+                Rc::clone(&self.pool),
+                first.clone(),
+                self.changed.clone(),
+            )
+        };
+        self.polling.entry(member.backend.id).or_insert_with(start);
+    }
+
+    /// What lives outside the snapshot follows it.
+    fn take_effect(&mut self, config: &Config, fleet: &[Member], old: &[Member]) {
+        self.shared.queue.resize(config.queue.size);
+        self.shared.bodies.resize(config.limits.bodies_in_flight_bytes);
+        for member in fleet {
+            member.backend.configure(member.config.slots, member.config.engine);
+            let is_other = |old: &Member| old.config != member.config || old.authorization != member.authorization;
+            if old.iter().any(|old| old.backend.id == member.backend.id && is_other(old)) {
+                // Polled anew, with what is configured now.
+                self.polling.remove(&member.backend.id);
+            }
+        }
+        for gone in old.iter().filter(|old| !fleet.iter().any(|member| member.backend.id == old.backend.id)) {
+            tracing::info!(backend = %gone.backend.name, "removed: draining");
+            gone.backend.drain();
+        }
+        self.poll_only(fleet);
+    }
+
+    /// Looks at the plugin folder; what is new and active is swapped in.
+    pub async fn plugins_changed(&mut self) {
+        let config = Arc::clone(&self.shared.snapshot.load().config);
+        let pins = config.plugins.pins.clone();
+        let Some(changes) = self.plugins.with(move |store, runtime| store.scan(runtime, &pins, Instant::now())).await
+        else {
+            return;
+        };
+        log_changes(&changes);
+        for change in &changes {
+            if let What::Refused(_) = change.what {
+                self.status.plugin_reloaded(&change.name, false);
+            }
+        }
+        let is_active = |name: &String| *name == config.plugins.policy || *name == config.plugins.translator;
+        if changes.iter().any(|change| is_active(&change.name) && matches!(change.what, What::Loaded(_) | What::Gone)) {
+            self.swap_plugins().await;
+        }
+        self.publish();
+    }
+
+    /// Swaps in what the store now says; what cannot be started is refused and the one before runs on.
+    async fn swap_plugins(&mut self) {
+        loop {
+            let snapshot = self.shared.snapshot.load_full();
+            let Ok((policy, translator)) = self.plugins.active(&snapshot.config) else { return };
+            let running = [snapshot.policy.version(), snapshot.translator.version()].map(|version| version.generation);
+            let new: Vec<_> = [&policy, &translator]
+                .into_iter()
+                .filter(|version| !running.contains(&version.generation))
+                .cloned()
+                .collect();
+            if new.is_empty() {
+                return;
+            }
+            let parts =
+                Parts { config: Arc::clone(&snapshot.config), fleet: snapshot.fleet.clone(), policy, translator };
+            match self.build(parts).await {
+                Ok(next) => {
+                    self.store(next);
+                    for version in new {
+                        tracing::info!(plugin = %version.name, sha256 = %version.sha256, "swapped in");
+                        self.status.plugin_reloaded(&version.name, true);
+                    }
+                    return;
+                }
+                Err(Some(NotStarted { version, refusal })) => {
+                    tracing::error!(plugin = %version.name, "refused, what ran runs on: {refusal}");
+                    self.status.plugin_reloaded(&version.name, false);
+                    if running.contains(&version.generation) {
+                        return;
+                    }
+                    self.plugins.with(move |store, _| store.refuse(&version.name, &version.sha256, refusal)).await;
+                }
+                Err(None) => return,
+            }
+        }
+    }
+
+    /// A plugin call failed on a worker: its instance is built anew, or the version before comes back.
+    pub async fn fault(&mut self, report: FaultReport) {
+        let FaultReport { snapshot, worker, kind, fault } = report;
+        let version = match kind {
+            Kind::Policy => Arc::clone(snapshot.policy.version()),
+            Kind::Translator => Arc::clone(snapshot.translator.version()),
+        };
+        tracing::warn!(plugin = %version.name, reason = fault.reason(), "plugin call failed, the host answered: {fault}");
+        let strikes = self.strikes.entry((version.name.clone(), version.sha256.clone())).or_default();
+        if strikes.strike(Instant::now()) {
+            return self.roll_back(&version, &fault.to_string()).await;
+        }
+        let rebuilt = spawn_blocking(move || match kind {
+            Kind::Policy => snapshot.policy.rebuild(worker),
+            Kind::Translator => snapshot.translator.rebuild(worker),
+        });
+        if let Ok(Err(refusal)) = rebuilt.await {
+            self.roll_back(&version, &refusal.to_string()).await;
+        }
+    }
+
+    async fn roll_back(&mut self, version: &Arc<Version>, why: &str) {
+        let (name, sha256, why) = (version.name.clone(), version.sha256.clone(), why.to_owned());
+        tracing::error!(plugin = %name, sha256, "rolled back after repeated faults: {why}");
+        self.plugins.with(move |store, runtime| store.roll_back(runtime, &name, &sha256, &why)).await;
+        self.swap_plugins().await;
+        self.publish();
+    }
+
+    async fn swap(&mut self, config: Arc<Config>, fleet: Vec<Member>) -> Result<(), Mistakes> {
+        let (policy, translator) = self.plugins.active(&config)?;
+        match self.build(Parts { config, fleet, policy, translator }).await {
+            Ok(next) => {
+                self.store(next);
+                Ok(())
+            }
+            Err(Some(error)) => Err(not_started(&error)),
+            Err(None) => Err(Mistakes { path: None, all: vec![mistake("", "the snapshot could not be built".into())] }),
+        }
+    }
+
+    /// Starts the plugins on a blocking thread. `Err(None)` where that thread died, which has been logged.
+    async fn build(&self, parts: Parts) -> Result<Snapshot, Option<NotStarted>> {
+        let built = spawn_blocking(move || build::snapshot(parts)).await;
+        built
+            .inspect_err(|panic| tracing::error!("building a snapshot failed: {panic}"))
+            .map_err(|_| None)?
+            .map_err(Some)
+    }
+
+    /// The one place where a snapshot is stored.
+    fn store(&self, next: Snapshot) {
+        self.shared.snapshot.store(Arc::new(next));
+        self.publish();
+    }
+
+    /// Shows the admin page what the store says.
+    pub fn publish(&self) {
+        let snapshot = self.shared.snapshot.load();
+        let running = [snapshot.policy.version(), snapshot.translator.version()].map(|version| version.generation);
+        let rows = self.plugins.store.lock().unwrap_or_else(PoisonError::into_inner).status(&running);
+        self.status.plugins.store(Arc::new(rows));
+    }
+}
+
+/// What a running process cannot change.
+fn unchangeable(old: &Config, new: &Config) -> Vec<Mistake> {
+    let differs = [
+        ("listen", old.listen != new.listen),
+        ("admin", old.admin != new.admin),
+        ("workers", old.workers != new.workers),
+        ("plugins.dir", old.plugins.dir != new.plugins.dir),
+    ];
+    let fixed = differs.into_iter().filter(|(_, differs)| *differs);
+    fixed.map(|(key, _)| mistake(key, "cannot change while the proxy runs: restart it".into())).collect()
+}
+
+fn log_changes(changes: &[crate::plugin::Change]) {
+    for change in changes {
+        match &change.what {
+            What::Loaded(version) => {
+                tracing::info!(plugin = %change.name, kind = version.kind.name(), sha256 = %version.sha256, "loaded")
+            }
+            What::Gone => tracing::warn!(plugin = %change.name, "nothing may run under this name any more"),
+            What::Kept => tracing::warn!(plugin = %change.name, "its file is gone; what was loaded runs on"),
+            What::Refused(refusal) => tracing::error!(plugin = %change.name, "refused: {refusal}"),
+        }
+    }
+}

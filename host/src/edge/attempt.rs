@@ -1,0 +1,188 @@
+//! One attempt: the request to one backend, up to the first byte of its answer's body.
+
+use std::time::{Duration, SystemTime};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, Method, Response, StatusCode, header};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::request::RequestBody;
+use super::response::{Body, first_event_is_error};
+use super::retry::{self, Cause};
+use super::snapshot::Member;
+use super::upstream::{self, Answer, Failure, Outgoing};
+use super::worker::{Candidate, Worker};
+use crate::config::Timeouts;
+use crate::fleet::Lease;
+
+/// An error's body is kept up to this size, to be passed on where the next backend does no better.
+const KEPT_ERROR_BYTES: usize = 64 * 1024;
+/// An error whose body takes longer than this is passed on without it.
+const KEPT_ERROR_TIME: Duration = Duration::from_secs(2);
+
+/// What is sent, whichever backend it goes to.
+#[derive(Debug)]
+pub struct Sending<'a> {
+    pub method: &'a Method,
+    pub target: &'a str,
+    pub headers: HeaderMap,
+    pub body: &'a RequestBody,
+    /// Whether a second run changes no state.
+    pub repeatable: bool,
+    /// Whether kept connections are not to be trusted any more: one has just turned out to be closed.
+    pub fresh: bool,
+}
+
+/// An answer that has begun: its head, and the first piece of its body.
+#[derive(Debug)]
+pub struct Begun {
+    pub answer: Answer,
+    /// `None`: the body is empty.
+    pub first: Option<Bytes>,
+    pub lease: Lease,
+    /// From the first byte sent to the first byte of the body.
+    pub took: Duration,
+}
+
+/// An attempt that another backend may do better.
+#[derive(Debug)]
+pub struct Ended {
+    pub cause: Cause,
+    /// For the log and the admin page; never for a client.
+    pub why: String,
+    pub lease: Lease,
+    /// How long the backend wants to be left alone.
+    pub pause: Duration,
+    /// The answer it did give.
+    pub answer: Option<Response<Body>>,
+}
+
+/// Runs one attempt on the backend that the lease is for.
+pub async fn attempt(
+    worker: &Worker,
+    member: &Member,
+    candidate: &Candidate,
+    lease: Lease,
+    sending: &mut Sending<'_>,
+    timeouts: &Timeouts,
+) -> Result<Begun, Box<Ended>> {
+    let client_authorization = sending.headers.get(header::AUTHORIZATION).cloned();
+    if let Some(own) = &member.authorization {
+        sending.headers.insert(header::AUTHORIZATION, own.clone());
+    }
+    let begun = Instant::now();
+    let deadline = begun + timeouts.first_byte;
+    let sent = send(worker, member, candidate, sending, timeouts, deadline).await;
+    if member.authorization.is_some() {
+        // The key of this backend must not go with the next attempt.
+        sending.headers.remove(header::AUTHORIZATION);
+        client_authorization.map(|value| sending.headers.insert(header::AUTHORIZATION, value));
+    }
+    let answer = match sent {
+        Ok(answer) => answer,
+        Err(failure) => return Err(Ended::failed(&failure, lease)),
+    };
+    judge(answer, lease, begun, deadline).await
+}
+
+async fn send(
+    worker: &Worker,
+    member: &Member,
+    candidate: &Candidate,
+    sending: &Sending<'_>,
+    timeouts: &Timeouts,
+    deadline: Instant,
+) -> Result<Answer, Failure> {
+    let chunks = sending.body.with_model(&candidate.native, &candidate.native_json);
+    let request = Outgoing { method: sending.method, target: sending.target, headers: &sending.headers, body: &chunks };
+    let to = (member.backend.id, &member.backend.url);
+    // A kept connection may just be closing, and then nobody knows whether the request was read.
+    let fresh = !sending.repeatable || sending.fresh;
+    upstream::send(&worker.pool, to, &request, timeouts, fresh, deadline).await
+}
+
+/// Tells an answer for the client from one that another backend should be asked about first.
+async fn judge(answer: Answer, lease: Lease, begun: Instant, deadline: Instant) -> Result<Begun, Box<Ended>> {
+    match answer.status.as_u16() {
+        429 | 503 => return Err(Ended::answered(Cause::Busy, answer, Bytes::new(), lease).await),
+        500 | 502 | 504..=599 => return Err(Ended::answered(Cause::ServerError, answer, Bytes::new(), lease).await),
+        _ => {}
+    }
+    let mut answer = answer;
+    let is_stream = is_event_stream(&answer.headers);
+    let first = match timeout_at(deadline, first_piece(&mut answer, is_stream)).await {
+        Ok(Ok(first)) => first,
+        Ok(Err(why)) => return Err(Ended::new(Cause::Unanswered, why, lease)),
+        Err(_) => return Err(Ended::new(Cause::Timeout, Failure::FirstByteTimeout.to_string(), lease)),
+    };
+    if is_stream && first_event_is_error(first.as_deref().unwrap_or_default()) == Some(true) {
+        return Err(Ended::answered(Cause::ServerError, answer, first.unwrap_or_default(), lease).await);
+    }
+    Ok(Begun { answer, first, lease, took: begun.elapsed() })
+}
+
+/// The first piece of the body; of an event stream so much that its first event can be told from an error.
+async fn first_piece(answer: &mut Answer, is_stream: bool) -> Result<Option<Bytes>, String> {
+    let Some(first) = answer.body.piece().await else { return Ok(None) };
+    let mut first = first.map_err(|broken| broken.to_string())?;
+    while is_stream && first_event_is_error(&first).is_none() {
+        let Some(more) = answer.body.piece().await else { break };
+        let more = more.map_err(|broken| broken.to_string())?;
+        let mut joined = BytesMut::from(first);
+        joined.extend_from_slice(&more);
+        first = joined.freeze();
+    }
+    Ok(Some(first))
+}
+
+pub fn is_event_stream(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"))
+}
+
+impl Ended {
+    fn new(cause: Cause, why: String, lease: Lease) -> Box<Self> {
+        Box::new(Self { cause, why, lease, pause: Duration::ZERO, answer: None })
+    }
+
+    fn failed(failure: &Failure, lease: Lease) -> Box<Self> {
+        let cause = match failure {
+            Failure::Connect(_) | Failure::ConnectTimeout => Cause::Connect,
+            Failure::Unanswered { reused: true } => Cause::Stale,
+            Failure::Unanswered { reused: false } => Cause::Unanswered,
+            Failure::FirstByteTimeout => Cause::Timeout,
+            Failure::Invalid(_) => Cause::Invalid,
+        };
+        Self::new(cause, failure.to_string(), lease)
+    }
+
+    async fn answered(cause: Cause, answer: Answer, first: Bytes, lease: Lease) -> Box<Self> {
+        let pause = retry::pause(&answer.headers, SystemTime::now());
+        let why = if answer.status == StatusCode::OK {
+            "its stream began with an error".into()
+        } else {
+            format!("it answered {}", answer.status)
+        };
+        let kept = keep(answer, first).await;
+        Box::new(Self { cause, why, lease, pause, answer: Some(kept) })
+    }
+}
+
+/// An error answer, whole, so that its connection and slot are free while another backend is asked.
+async fn keep(mut answer: Answer, first: Bytes) -> Response<Body> {
+    let mut body = BytesMut::from(first);
+    let read = async {
+        while let Some(Ok(piece)) = answer.body.piece().await {
+            if body.len() + piece.len() > KEPT_ERROR_BYTES {
+                break;
+            }
+            body.extend_from_slice(&piece);
+        }
+    };
+    // Cut short rather than waited for: its status is what matters.
+    let _ = timeout(KEPT_ERROR_TIME, read).await;
+    let mut response = Response::new(Body::Whole(body.freeze()));
+    *response.status_mut() = answer.status;
+    *response.headers_mut() = answer.headers;
+    response.headers_mut().remove(header::CONTENT_LENGTH);
+    response
+}

@@ -1,0 +1,25 @@
+//! The edge: where requests come in, are sent on, and answers go back. `proxy` is the straight line; the
+//! rest is what it passes, in the order it passes it.
+//!
+//! Everything here runs on worker threads. Invariants: no lock is held across an await; a request reads one
+//! snapshot; nothing here stores one.
+
+mod answer;
+mod attempt;
+mod client;
+mod headers;
+mod json;
+mod pick;
+mod proxy;
+mod request;
+mod respond;
+mod response;
+mod retry;
+mod route;
+mod server;
+mod snapshot;
+pub mod upstream;
+mod worker;
+
+pub use server::{Phase, Server, bind};
+pub use snapshot::{FaultReport, Member, Shared, Snapshot};

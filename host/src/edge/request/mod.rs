@@ -1,0 +1,140 @@
+//! A request's body: read once, in the chunks it came in, and scanned as it comes.
+//!
+//! Invariants: a chunk is never copied; nothing is parsed as a whole; the bytes held are counted
+//! against `limits.bodies_in_flight` until the last attempt is over.
+
+mod facts;
+mod multipart;
+mod parameters;
+mod scan;
+mod splice;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, header};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use tokio::time::timeout;
+
+pub use facts::{BodyError, Facts};
+use multipart::MultipartScan;
+use scan::BodyScan;
+use splice::splice;
+
+use super::snapshot::{HeldBytes, Shared};
+use crate::error::{ProxyError, Unroutable};
+
+/// A client that sends nothing for so long has left without saying so.
+const UPLOAD_SILENCE: Duration = Duration::from_secs(30);
+
+/// A body, whole, and what it says.
+#[derive(Debug)]
+pub struct RequestBody {
+    chunks: Vec<Bytes>,
+    pub length: usize,
+    pub facts: Facts,
+    is_json: bool,
+    _held: HeldBytes,
+}
+
+impl RequestBody {
+    /// The chunks with the model's name replaced; nothing else is copied. A name that is the client's own
+    /// leaves the body as it is.
+    pub fn with_model(&self, native: &Bytes, native_json: &Bytes) -> Vec<Bytes> {
+        if *native == self.facts.model {
+            return self.chunks.clone();
+        }
+        let name = if self.is_json { native_json } else { native };
+        splice(&self.chunks, self.facts.model_range.clone(), name.clone()).0
+    }
+}
+
+/// How the body is written, which decides how it is scanned.
+enum Scan {
+    Json(Box<BodyScan>),
+    Multipart(Box<MultipartScan>),
+}
+
+impl Scan {
+    fn new(headers: &HeaderMap) -> Result<Self, BodyError> {
+        let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let is_multipart = content_type.get(..10).is_some_and(|kind| kind.eq_ignore_ascii_case("multipart/"));
+        // Whatever else it calls itself, it is read as JSON: `curl -d` says it is a form.
+        Ok(if is_multipart {
+            Self::Multipart(Box::new(MultipartScan::new(content_type)?))
+        } else {
+            Self::Json(Box::default())
+        })
+    }
+
+    fn feed(&mut self, chunk: &[u8]) -> Result<(), BodyError> {
+        match self {
+            Self::Json(scan) => scan.feed(chunk),
+            Self::Multipart(scan) => scan.feed(chunk),
+        }
+    }
+
+    fn finish(self) -> Result<Facts, BodyError> {
+        match self {
+            Self::Json(scan) => scan.finish(),
+            Self::Multipart(scan) => scan.finish(),
+        }
+    }
+}
+
+/// Reads a body up to its limit.
+///
+/// # Errors
+/// What makes it unroutable, too large or incomplete. A body announced as too large is not read at all.
+pub async fn read(
+    headers: &HeaderMap,
+    mut incoming: Incoming,
+    limit_bytes: u64,
+    shared: &Arc<Shared>,
+) -> Result<RequestBody, ProxyError> {
+    let too_large = ProxyError::RequestTooLarge { limit_bytes };
+    let announced = hyper::body::Body::size_hint(&incoming).lower();
+    if announced > limit_bytes {
+        return Err(too_large);
+    }
+    if headers.get(header::CONTENT_ENCODING).is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"))
+    {
+        return Err(ProxyError::UnsupportedEncoding);
+    }
+    let mut scan = Scan::new(headers)?;
+    let mut held = HeldBytes::new(shared);
+    if !held.grow(announced) {
+        return Err(ProxyError::Overloaded);
+    }
+    let (mut chunks, mut length) = (Vec::new(), 0);
+    while let Some(frame) = timeout(UPLOAD_SILENCE, incoming.frame()).await.map_err(|_| ProxyError::BodyBroken)? {
+        let Ok(chunk) = frame.map_err(|_| ProxyError::BodyBroken)?.into_data() else { continue };
+        length += chunk.len();
+        if length as u64 > limit_bytes {
+            return Err(too_large);
+        }
+        if length as u64 > announced && !held.grow(chunk.len() as u64) {
+            return Err(ProxyError::Overloaded);
+        }
+        scan.feed(&chunk)?;
+        chunks.push(chunk);
+    }
+    let is_json = matches!(scan, Scan::Json(_));
+    Ok(RequestBody { chunks, length, facts: scan.finish()?, is_json, _held: held })
+}
+
+impl From<BodyError> for ProxyError {
+    fn from(error: BodyError) -> Self {
+        let param = match error {
+            BodyError::InvalidJson(_) | BodyError::InvalidMultipart(_) | BodyError::NotAnObject => None,
+            BodyError::DuplicateStream => Some("stream"),
+            BodyError::MissingModel
+            | BodyError::ModelNotAString
+            | BodyError::DuplicateModel
+            | BodyError::BadModelName => Some("model"),
+        };
+        Self::Unroutable(Unroutable { code: error.code(), message: error.to_string(), param })
+    }
+}

@@ -1,0 +1,171 @@
+//! A backend's answer on its way to the client: names translated, the slot held until the backend is done.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::Interrupted;
+use super::rename::Rename;
+use super::usage::Usage;
+use crate::edge::client::Exchange;
+use crate::edge::route::Dialect;
+use crate::edge::upstream::{Broken, UpstreamBody};
+use crate::fleet::Lease;
+use crate::metrics::{CLIENT_GONE, Series};
+
+/// Counts a request once, when the last who holds it lets go, however it ended.
+#[derive(Debug)]
+pub struct Account {
+    /// Whose request it is, as far as that is known yet.
+    pub series: RefCell<Arc<Series>>,
+    /// The status the client read; [`CLIENT_GONE`] until there is one.
+    pub status: Cell<u16>,
+    started: Instant,
+}
+
+impl Account {
+    pub fn new(series: &Arc<Series>, started: Instant) -> Rc<Self> {
+        Rc::new(Self { series: RefCell::new(Arc::clone(series)), status: Cell::new(CLIENT_GONE), started })
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        let series = self.series.borrow();
+        series.request(self.status.get());
+        series.request_seconds.observe(self.started.elapsed());
+    }
+}
+
+/// How an interrupted stream is told of in its own form, where it has one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LastWord {
+    Event(Dialect),
+    Line,
+    /// The body just ends, visibly cut.
+    Silence,
+}
+
+/// The body that holds the lease.
+#[derive(Debug)]
+pub struct Relay {
+    pub upstream: UpstreamBody,
+    /// `None` where the body passes as it is.
+    pub rename: Option<Rename>,
+    /// Counts tokens, where the answer is of a form that may tell them.
+    pub usage: Option<Usage>,
+    /// Ready to go out.
+    pub out: VecDeque<Bytes>,
+    /// Given back when the backend has sent its last byte, or with the body.
+    pub lease: Option<Lease>,
+    pub last_word: LastWord,
+    pub eject_after: u32,
+    pub end: End,
+    pub account: Rc<Account>,
+    #[expect(dead_code, reason = "held for its drop: until then the client is watched")]
+    pub exchange: Option<Exchange>,
+}
+
+/// Where the end of a body stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    Open,
+    /// The backend is done; what is in `out` still goes.
+    Complete,
+    /// The last word is said; it must be flushed before the connection is cut.
+    Flushing,
+    Cut,
+}
+
+impl Relay {
+    pub fn is_end(&self) -> bool {
+        self.end == End::Complete && self.out.is_empty()
+    }
+
+    /// The next piece for the client.
+    pub fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Interrupted>>> {
+        loop {
+            if let Some(chunk) = self.out.pop_front() {
+                return Poll::Ready(Some(Ok(chunk)));
+            }
+            match self.end {
+                End::Open => {}
+                End::Complete => return Poll::Ready(None),
+                End::Flushing => {
+                    // hyper flushes when a body has nothing more for now, and drops what it buffered on an error.
+                    self.end = End::Cut;
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                End::Cut => return Poll::Ready(Some(Err(Interrupted))),
+            }
+            match ready!(self.upstream.poll_piece(cx)) {
+                Some(Ok(piece)) => self.take_in(piece),
+                Some(Err(broken)) => self.interrupted(broken),
+                None => self.complete(),
+            }
+        }
+    }
+
+    /// Translates a piece; once the backend has sent its last one, its slot is free.
+    pub fn take_in(&mut self, piece: Bytes) {
+        if let Some(usage) = &mut self.usage {
+            usage.feed(&piece);
+        }
+        match &mut self.rename {
+            Some(rename) => rename.feed(piece, &mut self.out),
+            None => self.out.push_back(piece),
+        }
+        if self.upstream.is_complete() {
+            self.lease = None;
+        }
+    }
+
+    /// Adds the tokens of a complete answer to the model's.
+    pub fn count_tokens(&self) {
+        if let Some(tokens) = self.usage.as_ref().and_then(Usage::tokens) {
+            let series = self.account.series.borrow();
+            series.prompt_tokens.fetch_add(tokens.input, Relaxed);
+            series.completion_tokens.fetch_add(tokens.output, Relaxed);
+        }
+    }
+
+    fn complete(&mut self) {
+        self.count_tokens();
+        self.lease = None;
+        self.end = End::Complete;
+    }
+
+    fn interrupted(&mut self, broken: Broken) {
+        if let Some(lease) = self.lease.take() {
+            lease.backend.failed(&broken.to_string(), self.eject_after);
+        }
+        let word = self.last_word.text();
+        self.end = if word.is_empty() { End::Cut } else { End::Flushing };
+        if !word.is_empty() {
+            self.out.push_back(Bytes::from_static(word.as_bytes()));
+        }
+    }
+}
+
+impl LastWord {
+    /// Begins with what ends an event or line that was cut, so that it stands by itself.
+    fn text(self) -> &'static str {
+        match self {
+            Self::Event(Dialect::Anthropic) => {
+                "\n\nevent: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"api_error\",\"message\":\"The backend stopped in the middle of its answer.\"}}\n\n"
+            }
+            Self::Event(Dialect::OpenAi | Dialect::Ollama) => {
+                "\n\ndata: {\"error\":{\"message\":\"The backend stopped in the middle of its answer.\",\"type\":\"server_error\",\"param\":null,\"code\":\"upstream_interrupted\"}}\n\n"
+            }
+            Self::Line => "\n{\"error\":\"the backend stopped in the middle of its answer\"}\n",
+            Self::Silence => "",
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! The body of a backend's answer, as it comes.
+
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep};
+
+use super::framing::{Framing, Progress};
+use super::pool::Pool;
+
+/// Why a body ended before its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Broken {
+    #[error("the backend closed the connection in the middle of its answer")]
+    Closed,
+    #[error("the backend broke the framing of its answer")]
+    Framing,
+    #[error("the backend stopped sending")]
+    Stalled,
+}
+
+/// An answer's body. Holds no buffer while it waits; dropping it before its end closes the connection.
+#[derive(Debug)]
+pub struct UpstreamBody {
+    /// `None` once the body is complete: the connection is back in the pool, or closed.
+    stream: Option<TcpStream>,
+    framing: Framing,
+    /// Payload that was read together with the head.
+    first: Bytes,
+    pool: Rc<Pool>,
+    home: Home,
+    between_chunks: Duration,
+    silence: Option<Silence>,
+}
+
+/// Where the connection goes after the last byte.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Home {
+    pub backend: u64,
+    pub reusable: bool,
+    /// `Keep-Alive: timeout` of the answer.
+    pub advertised: Option<Duration>,
+}
+
+/// The time-out between two pieces: one timer for the whole body, moved on only when it fires.
+#[derive(Debug)]
+struct Silence {
+    timer: std::pin::Pin<Box<Sleep>>,
+    last: Instant,
+}
+
+impl UpstreamBody {
+    /// A body whose head was just read, with what came behind it.
+    ///
+    /// # Errors
+    /// Where that already breaks the framing.
+    pub(super) fn begin(
+        stream: TcpStream,
+        framing: Framing,
+        behind_head: &[u8],
+        pool: &Rc<Pool>,
+        home: Home,
+        between_chunks: Duration,
+    ) -> Result<Self, Broken> {
+        let mut body = Self {
+            stream: Some(stream),
+            framing,
+            first: Bytes::new(),
+            pool: Rc::clone(pool),
+            home,
+            between_chunks,
+            silence: None,
+        };
+        body.first = body.take_in(behind_head)?;
+        Ok(body)
+    }
+
+    /// Whether the last byte has been received (though perhaps not yet handed on).
+    pub fn is_complete(&self) -> bool {
+        self.stream.is_none()
+    }
+
+    /// Whether everything has been handed on.
+    pub fn is_end(&self) -> bool {
+        self.is_complete() && self.first.is_empty()
+    }
+
+    /// The length of all that is still to be handed on, where it is known.
+    pub fn remaining(&self) -> Option<u64> {
+        let to_come = if self.is_complete() { Some(0) } else { self.framing.remaining() };
+        to_come.map(|bytes| bytes + self.first.len() as u64)
+    }
+
+    /// The next piece; `None` after the last.
+    pub fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Broken>>> {
+        if !self.first.is_empty() {
+            return Poll::Ready(Some(Ok(std::mem::take(&mut self.first))));
+        }
+        loop {
+            let Some(stream) = &self.stream else { return Poll::Ready(None) };
+            if let Poll::Pending = stream.poll_read_ready(cx) {
+                ready!(self.poll_silence(cx));
+                return Poll::Ready(Some(Err(Broken::Stalled)));
+            }
+            let pool = Rc::clone(&self.pool);
+            let mut scratch = pool.scratch();
+            let piece = match stream.try_read(&mut scratch) {
+                Ok(0) if self.framing.ends_with_close() => {
+                    self.stream = None;
+                    return Poll::Ready(None);
+                }
+                Ok(0) => Err(Broken::Closed),
+                Ok(read) => self.take_in(scratch.get(..read).unwrap_or_default()),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
+                Err(_) => Err(Broken::Closed),
+            };
+            match piece {
+                Ok(piece) if piece.is_empty() => {}
+                other => return Poll::Ready(Some(other)),
+            }
+        }
+    }
+
+    /// The same for async code.
+    pub async fn piece(&mut self) -> Option<Result<Bytes, Broken>> {
+        std::future::poll_fn(|cx| self.poll_piece(cx)).await
+    }
+
+    /// Decodes what was read; at the end gives the connection back.
+    fn take_in(&mut self, read: &[u8]) -> Result<Bytes, Broken> {
+        if let Some(silence) = &mut self.silence {
+            silence.last = Instant::now();
+        }
+        let mut payload = BytesMut::with_capacity(read.len());
+        let progress = if matches!(self.framing, Framing::Length(0)) {
+            Progress::Done { rest: read.len() }
+        } else {
+            self.framing.decode(read, &mut payload).map_err(|_| Broken::Framing)?
+        };
+        if let Progress::Done { rest } = progress
+            && let Some(stream) = self.stream.take()
+            && self.home.reusable
+            && rest == 0
+        {
+            self.pool.put(self.home.backend, stream, self.home.advertised);
+        }
+        Ok(payload.freeze())
+    }
+
+    /// Ready when nothing came for too long.
+    fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let allowed = self.between_chunks;
+        let now = Instant::now();
+        let silence =
+            self.silence.get_or_insert_with(|| Silence { timer: Box::pin(tokio::time::sleep(allowed)), last: now });
+        loop {
+            ready!(silence.timer.as_mut().poll(cx));
+            let deadline = silence.last + allowed;
+            if deadline <= Instant::now() {
+                return Poll::Ready(());
+            }
+            silence.timer.as_mut().reset(deadline);
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Idle connections of one worker, by backend: last used first, so that few stay warm.
+
+use std::cell::{RefCell, RefMut};
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use crate::config::BackendUrl;
+
+/// Kept this long where the backend does not say (`Keep-Alive: timeout=…`).
+const KEPT: Duration = Duration::from_secs(60);
+/// A backend that closes after n seconds closes while a request is on its way at n: leave it this much room.
+const CLOSING_MARGIN: Duration = Duration::from_secs(1);
+/// Idle connections to one backend; more than any engine's slots on one worker.
+const IDLE_LIMIT: usize = 1024;
+/// One read. Large enough that a burst of events becomes one write, small enough for the L2 cache.
+const READ_SIZE: usize = 64 * 1024;
+
+/// The idle connections, and the buffer into which every read of this worker goes.
+#[derive(Debug)]
+pub struct Pool {
+    idle: RefCell<HashMap<u64, Vec<Idle>>>,
+    scratch: RefCell<Box<[u8]>>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    stream: TcpStream,
+    until: Instant,
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        Self { idle: RefCell::default(), scratch: RefCell::new(vec![0; READ_SIZE].into_boxed_slice()) }
+    }
+}
+
+impl Pool {
+    /// The most recently used connection that is still open and silent.
+    pub(super) fn take(&self, backend: u64) -> Option<TcpStream> {
+        let mut idle = self.idle.borrow_mut();
+        let connections = idle.get_mut(&backend)?;
+        let now = Instant::now();
+        while let Some(Idle { stream, until }) = connections.pop() {
+            if until > now && is_silent(&stream) {
+                return Some(stream);
+            }
+        }
+        None
+    }
+
+    /// Keeps a connection whose last answer was read to its end.
+    pub(super) fn put(&self, backend: u64, stream: TcpStream, advertised: Option<Duration>) {
+        let kept = advertised.map_or(KEPT, |timeout| timeout.saturating_sub(CLOSING_MARGIN)).min(KEPT);
+        let mut idle = self.idle.borrow_mut();
+        let connections = idle.entry(backend).or_default();
+        if !kept.is_zero() && connections.len() < IDLE_LIMIT {
+            connections.push(Idle { stream, until: Instant::now() + kept });
+        }
+    }
+
+    /// Closes what has been idle too long, and what the other side has closed meanwhile.
+    pub fn sweep(&self) {
+        let now = Instant::now();
+        self.idle.borrow_mut().retain(|_, connections| {
+            connections.retain(|idle| idle.until > now && is_silent(&idle.stream));
+            !connections.is_empty()
+        });
+    }
+
+    /// The shared read buffer. Never held across an await.
+    pub(super) fn scratch(&self) -> RefMut<'_, Box<[u8]>> {
+        self.scratch.borrow_mut()
+    }
+}
+
+/// Open, with no byte that nobody asked for.
+fn is_silent(stream: &TcpStream) -> bool {
+    matches!(stream.try_read(&mut [0]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
+}
+
+/// Opens a connection. Names are looked up each time, so that a changed address is followed.
+pub(super) async fn connect(url: &BackendUrl) -> std::io::Result<TcpStream> {
+    let stream = TcpStream::connect((url.host.as_str(), url.port)).await?;
+    // Heads and small bodies leave at once; large bodies are written in large pieces anyway.
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}

@@ -1,0 +1,383 @@
+//! One attempt: a request over one connection, up to the head of its answer.
+
+use std::io::{self, ErrorKind, IoSlice};
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::body::{Home, UpstreamBody};
+use super::framing::{Chunks, Framing};
+use super::pool::{self, Pool};
+use crate::config::{BackendUrl, Timeouts};
+
+/// Largest head of an answer, in bytes.
+const HEAD_LIMIT: usize = 64 * 1024;
+/// Most header fields of an answer.
+const FIELD_LIMIT: usize = 100;
+/// Interim answers (1xx) before the final one.
+const INTERIM_LIMIT: usize = 8;
+/// Pieces handed to one vectored write; the kernel takes 1,024 and more gains nothing.
+const SLICES: usize = 32;
+
+/// A request, ready for the wire.
+#[derive(Debug)]
+pub struct Outgoing<'a> {
+    pub method: &'a Method,
+    /// Path and query; the backend's prefix is put before it.
+    pub target: &'a str,
+    /// End-to-end fields only; `host` and `content-length` are added here.
+    pub headers: &'a HeaderMap,
+    pub body: &'a [Bytes],
+}
+
+/// The head of an answer, and its body as it comes.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: UpstreamBody,
+}
+
+/// Why an attempt brought no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    #[error("cannot connect: {0}")]
+    Connect(io::ErrorKind),
+    #[error("connecting timed out")]
+    ConnectTimeout,
+    /// The connection ended before a byte of an answer. `reused`: it had served before, so that the
+    /// backend may just have closed it for its age.
+    #[error("the connection ended before an answer")]
+    Unanswered { reused: bool },
+    #[error("no answer in time")]
+    FirstByteTimeout,
+    #[error("not an HTTP answer: {0}")]
+    Invalid(&'static str),
+}
+
+/// Sends a request to a backend and reads the head of its answer by `deadline`.
+///
+/// # Errors
+/// [`Failure`] says how far it came; the connection is closed.
+pub async fn send(
+    pool: &Rc<Pool>,
+    backend: (u64, &BackendUrl),
+    request: &Outgoing<'_>,
+    timeouts: &Timeouts,
+    fresh: bool,
+    deadline: Instant,
+) -> Result<Answer, Failure> {
+    let (id, url) = backend;
+    let idle = if fresh { None } else { pool.take(id) };
+    let reused = idle.is_some();
+    let stream = match idle {
+        Some(stream) => stream,
+        None => timeout(timeouts.connect, pool::connect(url))
+            .await
+            .map_err(|_| Failure::ConnectTimeout)?
+            .map_err(|error| Failure::Connect(error.kind()))?,
+    };
+    let unanswered = |_| Failure::Unanswered { reused };
+    let exchange = async {
+        let written = write(&stream, &head(request, url), request.body, pool).await.map_err(unanswered)?;
+        read_head(&stream, pool, written.answered, reused).await.map(|head| (head, written.whole))
+    };
+    let (head, whole) = timeout_at(deadline, exchange).await.map_err(|_| Failure::FirstByteTimeout)??;
+    head.into_answer(stream, pool, id, whole, timeouts.between_chunks, request.method)
+}
+
+/// The request line and the fields.
+fn head(request: &Outgoing<'_>, url: &BackendUrl) -> Bytes {
+    let mut out = BytesMut::with_capacity(1024);
+    for part in
+        [request.method.as_str(), " ", &url.prefix, request.target, " HTTP/1.1\r\nhost: ", &url.authority(), "\r\n"]
+    {
+        out.extend_from_slice(part.as_bytes());
+    }
+    for (name, value) in request.headers {
+        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+            out.extend_from_slice(part);
+        }
+    }
+    let length: usize = request.body.iter().map(Bytes::len).sum();
+    if length > 0 || !matches!(*request.method, Method::GET | Method::HEAD) {
+        out.extend_from_slice(format!("content-length: {length}\r\n").as_bytes());
+    }
+    out.extend_from_slice(b"\r\n");
+    out.freeze()
+}
+
+/// How far writing came.
+struct Written {
+    /// The whole request is out; otherwise the backend answered before it had read it.
+    whole: bool,
+    /// What was read of an early answer.
+    answered: Vec<u8>,
+}
+
+/// Writes head and body. A backend may answer before it has read everything (413, 401): then the rest
+/// is not sent, for nobody reads it.
+async fn write(stream: &TcpStream, head: &Bytes, body: &[Bytes], pool: &Pool) -> io::Result<Written> {
+    let mut pieces = Vec::with_capacity(1 + body.len());
+    pieces.push(head.clone());
+    pieces.extend(body.iter().filter(|piece| !piece.is_empty()).cloned());
+    let mut done = 0;
+    while let Some(left) = pieces.get_mut(done..).filter(|left| !left.is_empty()) {
+        match try_write(stream, left) {
+            Ok(written) => done += advance(left, written),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                let ready = stream.ready(Interest::READABLE | Interest::WRITABLE).await?;
+                if ready.is_readable()
+                    && let Some(answered) = read_early(stream, pool)?
+                {
+                    return Ok(Written { whole: false, answered });
+                }
+            }
+            // It closed, perhaps after saying why.
+            Err(error) => {
+                let answered = read_early(stream, pool).ok().flatten().ok_or(error)?;
+                return Ok(Written { whole: false, answered });
+            }
+        }
+    }
+    Ok(Written { whole: true, answered: Vec::new() })
+}
+
+fn try_write(stream: &TcpStream, pieces: &[Bytes]) -> io::Result<usize> {
+    let mut slices = [IoSlice::new(&[]); SLICES];
+    for (slice, piece) in slices.iter_mut().zip(pieces) {
+        *slice = IoSlice::new(piece);
+    }
+    stream.try_write_vectored(slices.get(..pieces.len().min(SLICES)).unwrap_or_default())
+}
+
+/// What a backend says while it is still being written to.
+fn read_early(stream: &TcpStream, pool: &Pool) -> io::Result<Option<Vec<u8>>> {
+    let mut scratch = pool.scratch();
+    match stream.try_read(&mut scratch) {
+        Ok(0) => Err(ErrorKind::UnexpectedEof.into()),
+        Ok(read) => Ok(scratch.get(..read).map(<[u8]>::to_vec)),
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Takes what was written off the front; says how many pieces are done with.
+fn advance(pieces: &mut [Bytes], mut written: usize) -> usize {
+    let mut done = 0;
+    for piece in pieces {
+        if written < piece.len() {
+            bytes::Buf::advance(piece, written);
+            break;
+        }
+        written -= piece.len();
+        done += 1;
+    }
+    done
+}
+
+/// Reads up to the end of the final head; `begun` is what an early answer brought already.
+async fn read_head(stream: &TcpStream, pool: &Pool, begun: Vec<u8>, reused: bool) -> Result<Head, Failure> {
+    let mut partial = begun;
+    let mut interim = 0;
+    loop {
+        match Head::parse(&partial)? {
+            Parsed::Final(head) => return Ok(head),
+            Parsed::Interim { length } if interim < INTERIM_LIMIT => {
+                interim += 1;
+                partial.drain(..length);
+                continue;
+            }
+            Parsed::Interim { .. } => return Err(Failure::Invalid("endless interim answers")),
+            Parsed::Partial if partial.len() > HEAD_LIMIT => return Err(Failure::Invalid("head too large")),
+            Parsed::Partial => {}
+        }
+        let ended =
+            || if partial.is_empty() { Failure::Unanswered { reused } } else { Failure::Invalid("head cut short") };
+        stream.readable().await.map_err(|_| ended())?;
+        let mut scratch = pool.scratch();
+        match stream.try_read(&mut scratch) {
+            Ok(0) => return Err(ended()),
+            Ok(read) => partial.extend_from_slice(scratch.get(..read).unwrap_or_default()),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(_) => return Err(ended()),
+        }
+    }
+}
+
+enum Parsed {
+    Partial,
+    Interim { length: usize },
+    Final(Head),
+}
+
+/// A parsed head, and the first bytes of the body that came with it.
+struct Head {
+    status: StatusCode,
+    headers: HeaderMap,
+    /// HTTP/1.1: the connection persists unless it says otherwise (RFC 9112 §9.3).
+    persists: bool,
+    behind: Bytes,
+}
+
+impl Head {
+    fn parse(read: &[u8]) -> Result<Parsed, Failure> {
+        if read.is_empty() {
+            return Ok(Parsed::Partial);
+        }
+        let mut fields = [httparse::EMPTY_HEADER; FIELD_LIMIT];
+        let mut response = httparse::Response::new(&mut fields);
+        let length = match response.parse(read) {
+            Ok(httparse::Status::Complete(length)) => length,
+            Ok(httparse::Status::Partial) => return Ok(Parsed::Partial),
+            Err(_) => return Err(Failure::Invalid("malformed head")),
+        };
+        let status =
+            response.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or(Failure::Invalid("bad status"))?;
+        if status == StatusCode::SWITCHING_PROTOCOLS {
+            return Err(Failure::Invalid("switched protocols unasked"));
+        }
+        if status.is_informational() {
+            return Ok(Parsed::Interim { length });
+        }
+        // One copy of what was read; every field value and the body's beginning are slices of it.
+        let whole = Bytes::copy_from_slice(read);
+        let headers = field_map(response.headers, read, &whole)?;
+        let persists = response.version == Some(1);
+        Ok(Parsed::Final(Self { status, headers, persists, behind: whole.slice(length..) }))
+    }
+
+    fn into_answer(
+        self,
+        stream: TcpStream,
+        pool: &Rc<Pool>,
+        backend: u64,
+        whole: bool,
+        between_chunks: Duration,
+        method: &Method,
+    ) -> Result<Answer, Failure> {
+        let framing = self.framing(method)?;
+        let reusable = whole
+            && self.persists
+            && !framing.ends_with_close()
+            && !has_token(&self.headers, header::CONNECTION, "close");
+        let home = Home { backend, reusable, advertised: advertised(&self.headers) };
+        let body = UpstreamBody::begin(stream, framing, &self.behind, pool, home, between_chunks)
+            .map_err(|_| Failure::Invalid("broken framing"))?;
+        Ok(Answer { status: self.status, headers: self.headers, body })
+    }
+
+    /// Where the body ends (RFC 9112 §6.3).
+    fn framing(&self, method: &Method) -> Result<Framing, Failure> {
+        if method == Method::HEAD || matches!(self.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+            return Ok(Framing::Length(0));
+        }
+        let codings: Vec<_> = self.headers.get_all(header::TRANSFER_ENCODING).iter().collect();
+        match codings.as_slice() {
+            [] => {}
+            [only] if only.as_bytes().eq_ignore_ascii_case(b"chunked") => {
+                return Ok(Framing::Chunked(Chunks::default()));
+            }
+            _ => return Err(Failure::Invalid("unknown transfer coding")),
+        }
+        let mut lengths = self.headers.get_all(header::CONTENT_LENGTH).iter();
+        let Some(first) = lengths.next() else { return Ok(Framing::UntilClose) };
+        if lengths.any(|other| other != first) {
+            return Err(Failure::Invalid("contradicting lengths"));
+        }
+        let digits = first.as_bytes();
+        let length = digits.iter().all(u8::is_ascii_digit).then(|| first.to_str().ok()?.parse().ok()).flatten();
+        length.map(Framing::Length).ok_or(Failure::Invalid("bad content-length"))
+    }
+}
+
+/// The fields as slices of `whole`, which is a copy of `read`.
+fn field_map(fields: &[httparse::Header<'_>], read: &[u8], whole: &Bytes) -> Result<HeaderMap, Failure> {
+    let mut map = HeaderMap::with_capacity(fields.len() + 4);
+    for field in fields {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| Failure::Invalid("bad field name"))?;
+        let start = (field.value.as_ptr() as usize).saturating_sub(read.as_ptr() as usize);
+        let end = start + field.value.len();
+        let value = if end <= whole.len() { whole.slice(start..end) } else { Bytes::copy_from_slice(field.value) };
+        map.append(name, HeaderValue::from_maybe_shared(value).map_err(|_| Failure::Invalid("bad field value"))?);
+    }
+    Ok(map)
+}
+
+/// Whether a list field names a token, whatever the case.
+fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
+    headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|list| list.split(','))
+        .any(|item| item.trim().eq_ignore_ascii_case(token))
+}
+
+/// `Keep-Alive: timeout=5`.
+fn advertised(headers: &HeaderMap) -> Option<Duration> {
+    let list = headers.get("keep-alive")?.to_str().ok()?;
+    let seconds = list.split(',').find_map(|item| item.trim().strip_prefix("timeout="))?;
+    seconds.parse().ok().map(Duration::from_secs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(wire: &[u8]) -> Result<Head, Failure> {
+        match Head::parse(wire)? {
+            Parsed::Final(head) => Ok(head),
+            Parsed::Partial | Parsed::Interim { .. } => panic!("not a final head"),
+        }
+    }
+
+    fn framing(fields: &str) -> Result<Framing, Failure> {
+        parsed(format!("HTTP/1.1 200 OK\r\n{fields}\r\n").as_bytes())?.framing(&Method::POST)
+    }
+
+    #[test]
+    fn values_are_those_on_the_wire() {
+        let head = parsed(b"HTTP/1.1 200 OK\r\ncontent-type:  text/plain \r\nx-a: 1\r\nX-A: 2\r\n\r\nbody").unwrap();
+        assert_eq!(head.headers["content-type"], "text/plain");
+        assert_eq!(head.headers.get_all("x-a").iter().collect::<Vec<_>>(), ["1", "2"]);
+        assert_eq!(head.behind, "body");
+    }
+
+    #[test]
+    fn a_body_is_framed_as_rfc_9112_says() {
+        assert!(matches!(framing("content-length: 5\r\n").unwrap(), Framing::Length(5)));
+        assert!(matches!(framing("content-length: 5\r\ncontent-length: 5\r\n").unwrap(), Framing::Length(5)));
+        assert!(matches!(framing("transfer-encoding: Chunked\r\n").unwrap(), Framing::Chunked(_)));
+        assert!(matches!(framing("").unwrap(), Framing::UntilClose));
+        for bad in [
+            "content-length: 5\r\ncontent-length: 6\r\n",
+            "content-length: +5\r\n",
+            "content-length: \r\n",
+            "transfer-encoding: gzip, chunked\r\n",
+        ] {
+            assert!(framing(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn interim_answers_are_told_from_final_ones() {
+        let wire = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n\r\n";
+        assert!(matches!(Head::parse(wire).unwrap(), Parsed::Interim { length: 25 }));
+        assert!(Head::parse(b"HTTP/1.1 101 Switching Protocols\r\n\r\n").is_err());
+        assert!(Head::parse(b"SSH-2.0-OpenSSH\r\n").is_err());
+    }
+
+    #[test]
+    fn written_bytes_come_off_the_front() {
+        let mut pieces = [Bytes::from("abc"), Bytes::from("de"), Bytes::from("f")];
+        assert_eq!(advance(&mut pieces, 4), 1);
+        assert_eq!(pieces[1], "e");
+        assert_eq!(advance(&mut pieces[1..], 2), 2);
+    }
+}

@@ -1,0 +1,176 @@
+//! What one worker thread keeps for itself: its connections to backends, what it looked up in the present
+//! snapshot, and its series of metrics. Nothing here is shared, so nothing is locked.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use bytes::Bytes;
+use http::HeaderValue;
+
+use super::snapshot::{FaultReport, Member, Shared, Snapshot};
+use super::upstream::Pool;
+use crate::metrics::Series;
+use crate::plugin::{Fault, Kind, Route};
+
+/// Names resolved and kept, those that nobody serves included; past this the table starts anew.
+const RESOLVED_LIMIT: usize = 4096;
+/// `request.model` of a name that is not in the catalog (`wit/vision-proxy.wit`).
+const UNLISTED: u32 = u32::MAX;
+
+/// The state of one worker.
+#[derive(Debug)]
+pub struct Worker {
+    pub index: usize,
+    pub shared: Arc<Shared>,
+    pub pool: Rc<Pool>,
+    current: RefCell<Rc<Current>>,
+    /// For what came to no backend.
+    pub unplaced: Arc<Series>,
+}
+
+/// A snapshot as one worker uses it. It lasts as long as a request needs it.
+#[derive(Debug)]
+pub struct Current {
+    pub snapshot: Arc<Snapshot>,
+    resolved: RefCell<HashMap<Box<str>, Option<Rc<Served>>>>,
+    /// Rows of the pick under way, kept for their memory.
+    pub rows: RefCell<Vec<u32>>,
+}
+
+impl Current {
+    fn new(snapshot: Arc<Snapshot>) -> Rc<Self> {
+        Rc::new(Self { snapshot, resolved: RefCell::default(), rows: RefCell::default() })
+    }
+}
+
+/// A public model name, resolved: who serves it and as what.
+#[derive(Debug)]
+pub struct Served {
+    pub public: Arc<str>,
+    /// Index into the catalog.
+    pub model: u32,
+    /// Counts the requests for this model, over all workers.
+    pub sequence: Arc<AtomicU64>,
+    pub candidates: Box<[Candidate]>,
+    /// Ids of the candidates, for the queue.
+    pub ids: Arc<[u64]>,
+    /// For requests that come to no backend.
+    pub series: Arc<Series>,
+}
+
+/// A backend that serves a model.
+#[derive(Debug)]
+pub struct Candidate {
+    /// Index into the snapshot's fleet.
+    pub member: usize,
+    /// The native name as JSON, to be spliced into requests.
+    pub native_json: Bytes,
+    /// The native name as it is, for multipart bodies and the answer's header.
+    pub native: Bytes,
+    pub native_header: Option<HeaderValue>,
+    pub backend_header: Option<HeaderValue>,
+    pub series: Arc<Series>,
+}
+
+impl Worker {
+    pub fn new(index: usize, shared: Arc<Shared>) -> Rc<Self> {
+        let unplaced = shared.metrics.series(index, "", "");
+        let current = RefCell::new(Current::new(shared.snapshot.load_full()));
+        Rc::new(Self { index, shared, pool: Rc::default(), current, unplaced })
+    }
+
+    /// The newest snapshot. Costs no shared write: the count that a request holds is this worker's own.
+    pub fn current(&self) -> Rc<Current> {
+        let newest = self.shared.snapshot.load();
+        let mut current = self.current.borrow_mut();
+        if !Arc::ptr_eq(&newest, &current.snapshot) {
+            *current = Current::new(Arc::clone(&newest));
+        }
+        Rc::clone(&current)
+    }
+
+    /// Who serves a model; `None`: nobody.
+    pub fn served(&self, current: &Current, model: &str) -> Option<Rc<Served>> {
+        if let Some(known) = current.resolved.borrow().get(model) {
+            return known.clone();
+        }
+        let served = self.resolve(&current.snapshot, model).map(Rc::new);
+        let mut resolved = current.resolved.borrow_mut();
+        if resolved.len() >= RESOLVED_LIMIT {
+            resolved.clear();
+        }
+        resolved.insert(model.into(), served.clone());
+        served
+    }
+
+    /// Asks the translator where the catalog does not know; where it fails, the host's own rule answers:
+    /// who lists that very name.
+    fn resolve(&self, snapshot: &Arc<Snapshot>, model: &str) -> Option<Served> {
+        let asked = || {
+            snapshot.translator.resolve(self.index, model).unwrap_or_else(|fault| {
+                self.report(snapshot, Kind::Translator, fault);
+                own_routes(snapshot, model)
+            })
+        };
+        let routes = snapshot.routes.get(model).cloned().unwrap_or_else(asked);
+        let candidates: Box<[Candidate]> =
+            routes.iter().filter_map(|route| self.candidate(snapshot, model, route)).collect();
+        if candidates.is_empty() {
+            return None;
+        }
+        let public: Arc<str> = model.into();
+        let at = snapshot.catalog.iter().position(|listed| listed.as_ref() == model);
+        Some(Served {
+            model: at.and_then(|at| u32::try_from(at).ok()).unwrap_or(UNLISTED),
+            sequence: self.shared.sequence(&public),
+            ids: candidates
+                .iter()
+                .filter_map(|candidate| snapshot.fleet.get(candidate.member))
+                .map(|member| member.backend.id)
+                .collect(),
+            series: self.shared.metrics.series(self.index, model, ""),
+            candidates,
+            public,
+        })
+    }
+
+    fn candidate(&self, snapshot: &Snapshot, model: &str, route: &Route) -> Option<Candidate> {
+        let member = route.backend as usize;
+        let backend = &snapshot.fleet.get(member)?.backend;
+        Some(Candidate {
+            member,
+            native_json: json_string(&route.native),
+            native_header: HeaderValue::from_str(&route.native).ok(),
+            backend_header: HeaderValue::from_str(&backend.name).ok(),
+            series: self.shared.metrics.series(self.index, model, &backend.name),
+            native: route.native.clone().into(),
+        })
+    }
+
+    /// Tells control of a failed plugin call. Where the instance is being rebuilt, it knows.
+    pub fn report(&self, snapshot: &Arc<Snapshot>, kind: Kind, fault: Fault) {
+        if !matches!(fault, Fault::Away) {
+            let report = FaultReport { snapshot: Arc::clone(snapshot), worker: self.index, kind, fault };
+            // Control ends after the workers; there is nobody else to tell.
+            let _ = self.shared.faults.send(report);
+        }
+    }
+}
+
+/// A name as a JSON string.
+pub fn json_string(name: &str) -> Bytes {
+    serde_json::Value::from(name).to_string().into()
+}
+
+fn own_routes(snapshot: &Snapshot, model: &str) -> Vec<Route> {
+    let native = |member: &Member| {
+        let listed =
+            || member.backend.known().models.iter().any(|served| served.native == model).then(|| model.to_owned());
+        member.config.models.get(model).cloned().or_else(listed)
+    };
+    let route = |(index, member)| Some(Route { backend: u32::try_from(index).ok()?, native: native(member)? });
+    snapshot.fleet.iter().enumerate().filter_map(route).collect()
+}

@@ -1,0 +1,170 @@
+//! What engines say of themselves: which questions to ask each, and how to read the answers into a [`Report`].
+//!
+//! Pure: no I/O, no state, no clock. The poller asks the [`questions`] in order and hands the answers in.
+//!
+//! - Unknown is a third state: what is absent, malformed or impossible reads as `None`, never as idle or full.
+//! - No answer makes a reader panic or keep more than [`MODELS_MAX`] names of [`NAME_MAX_BYTES`] bytes.
+//! - A question that got no answer is simply not read: a report of one round holds what that round learned.
+//!
+//! A new engine is one file with its `QUESTIONS`, an arm in [`questions`] and its lines in [`PROBES`].
+
+mod llama_cpp;
+mod ollama;
+mod openai;
+mod plausible;
+mod prometheus;
+mod served;
+mod sglang;
+mod vllm;
+
+use serde_json::Value;
+
+use crate::config::Engine;
+
+pub use served::{MODELS_MAX, NAME_MAX_BYTES, ServedModel};
+
+/// The longest answer worth reading, in bytes. A vLLM writes 57 kB of metrics for one engine, so that one with 64
+/// data-parallel engines stays below. The poller drops what is longer: half an answer would be half the load.
+pub const ANSWER_LIMIT_BYTES: usize = 4 << 20;
+
+/// One answer of a backend, complete.
+#[derive(Debug, Clone, Copy)]
+pub struct Answer<'a> {
+    /// HTTP status.
+    pub status: u16,
+    /// The whole body, decoded, at most [`ANSWER_LIMIT_BYTES`].
+    pub body: &'a [u8],
+}
+
+impl Answer<'_> {
+    /// Whether it is an answer to the question at all (2xx), not an error.
+    fn ok(&self) -> bool {
+        (200..300).contains(&self.status)
+    }
+
+    /// The body as JSON, if it is an answer and JSON.
+    fn json(&self) -> Option<Value> {
+        if self.ok() { serde_json::from_slice(self.body).ok() } else { None }
+    }
+}
+
+/// One thing to ask an engine: a `GET`.
+#[derive(Debug, Clone, Copy)]
+pub struct Question {
+    /// Path and query, to be put behind the backend's prefix.
+    pub path: &'static str,
+    /// Whether it is worth asking, after what this round has learned: a source that is only second best, or would
+    /// disturb the engine, is left alone while a better one answers.
+    pub wanted: fn(&Report) -> bool,
+    /// Reads the answer into the report of this round.
+    pub read: fn(&Answer<'_>, &mut Report),
+}
+
+/// What an engine says of itself. `None` is unknown: never idle, never full.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Report {
+    /// Whether it could serve now.
+    pub health: Health,
+    /// Requests it works on, whoever sent them.
+    pub running: Option<u32>,
+    /// Requests that wait inside it, whoever sent them.
+    pub waiting: Option<u32>,
+    /// Requests it works on at once, at most; never 0.
+    pub limit: Option<u32>,
+    /// How full the KV-cache is, 0 to 1; of several the fullest.
+    pub kv_cache_used: Option<f64>,
+    /// What it serves. `Some` of an empty list: it says that it serves nothing.
+    pub models: Option<Vec<ServedModel>>,
+}
+
+impl Report {
+    /// Whether nothing speaks against sending it requests: most questions are only worth asking then.
+    pub fn may_serve(&self) -> bool {
+        !matches!(self.health, Health::NotReady(_))
+    }
+}
+
+/// Whether an engine could serve.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Health {
+    /// It was not asked, or has not answered.
+    #[default]
+    Unknown,
+    /// It answers.
+    Ready,
+    /// It answers, but cannot serve yet or any more; the reason is short and for people.
+    NotReady(String),
+}
+
+impl Health {
+    /// What the answer to a health question means. Only a server error speaks against an engine: a 401 or 404 comes
+    /// from one that is up, and 429 from one that is busy, which is not broken.
+    fn of(answer: &Answer<'_>) -> Self {
+        if answer.status < 500 { Self::Ready } else { Self::NotReady(reason(answer)) }
+    }
+}
+
+/// Why an engine is not ready: its own words, if they are fit for a log line, else the status.
+fn reason(answer: &Answer<'_>) -> String {
+    let body: Value = serde_json::from_slice(answer.body).unwrap_or_default();
+    let said = ["/error/message", "/error", "/message", "/detail"].iter().find_map(|at| body.pointer(at)?.as_str());
+    match said {
+        Some(words) if plausible::text(words) => words.to_owned(),
+        _ => format!("answered {}", answer.status),
+    }
+}
+
+/// What to ask an engine, in order. The first question is about its health; never empty.
+pub fn questions(engine: Engine) -> &'static [Question] {
+    match engine {
+        Engine::Vllm => vllm::QUESTIONS,
+        Engine::Sglang => sglang::QUESTIONS,
+        Engine::LlamaCpp => llama_cpp::QUESTIONS,
+        Engine::Ollama => ollama::QUESTIONS,
+        Engine::OpenAi => openai::QUESTIONS,
+    }
+}
+
+/// One way to recognise an engine.
+#[derive(Debug, Clone, Copy)]
+pub struct Probe {
+    /// Path of the `GET` whose answer tells.
+    pub path: &'static str,
+    /// What the backend runs if the answer says yes.
+    pub engine: Engine,
+    /// Whether the answer is that engine's, whatever its status.
+    pub is: fn(&Answer<'_>) -> bool,
+}
+
+/// How to find out what a backend runs: the first probe that says yes wins; none: [`Engine::OpenAi`], and only for the
+/// time being while it is not [`Health::Ready`], for an engine that starts may not know itself yet.
+///
+/// Probes of one path stand together, so that each path is asked at most once. The list of models comes first: each
+/// engine but Ollama signs it, and it needs no flag. It goes before Ollama's greeting, which SGLang may be told to
+/// give. Greetings and metrics tell where the list is behind a key that we do not have. Ollama's `/api/version` is no
+/// sign: other programs have one.
+pub const PROBES: &[Probe] = &[
+    Probe { path: openai::MODELS, engine: Engine::Vllm, is: |answer| openai::all_owned_by(answer, "vllm") },
+    Probe { path: openai::MODELS, engine: Engine::Sglang, is: |answer| openai::all_owned_by(answer, "sglang") },
+    Probe { path: openai::MODELS, engine: Engine::LlamaCpp, is: |answer| openai::all_owned_by(answer, "llamacpp") },
+    Probe { path: openai::MODELS, engine: Engine::LlamaCpp, is: llama_cpp::is_loading },
+    Probe { path: "/", engine: Engine::Ollama, is: |answer| greets(answer, "Ollama is running") },
+    Probe { path: "/", engine: Engine::Sglang, is: |answer| greets(answer, "SGLang is running") },
+    Probe { path: METRICS, engine: Engine::Vllm, is: |answer| prometheus::has(answer, "vllm:") },
+    Probe { path: METRICS, engine: Engine::Sglang, is: |answer| prometheus::has(answer, "sglang:") },
+    Probe { path: METRICS, engine: Engine::Sglang, is: |answer| prometheus::has(answer, "sglang_") },
+    Probe { path: METRICS, engine: Engine::LlamaCpp, is: |answer| prometheus::has(answer, "llamacpp:") },
+];
+
+/// Whether the answer to `/` is this greeting and nothing else, as text or as JSON.
+fn greets(answer: &Answer<'_>, words: &str) -> bool {
+    let said = answer.body.trim_ascii();
+    let said = said.strip_prefix(b"\"").and_then(|said| said.strip_suffix(b"\"")).unwrap_or(said);
+    answer.ok() && said == words.as_bytes()
+}
+
+/// Where most engines keep their metrics.
+const METRICS: &str = "/metrics";
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,15 @@
+//! The fleet: backends with their live numbers, the leases on their slots, and the line of requests that wait.
+//!
+//! Invariants: a backend's in-flight count is only changed by `Backend::claim` and by the drop of a
+//! `Lease`; a slot is claimed by one compare-and-swap against the limit of that moment; nothing here
+//! does I/O or knows HTTP.
+
+mod backend;
+pub mod engine;
+mod health;
+mod limit;
+mod queue;
+
+pub use backend::{Backend, Known, Lease, State, UNKNOWN};
+pub use health::Health;
+pub use queue::{Place, Queue, Refused};

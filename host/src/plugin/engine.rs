@@ -1,0 +1,195 @@
+//! wasmtime, narrowed to what plugins need, and the limits that hold for every guest.
+//!
+//! Invariants:
+//! - One `Runtime` a process. Its epoch clock is a thread, never a task: a task can sit behind the very guest
+//!   it should stop.
+//! - Fuel is the limit of a call, for it counts work and not time; the epoch deadline is the second lock, for
+//!   work that fuel does not see.
+//! - Only `.wasm` is ever loaded, never a precompiled file: that would be code of the host.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use wasmtime::component::Linker;
+use wasmtime::{Config, Engine, ResourceLimiter};
+
+use super::version::{Source, Version};
+use super::wasi::{self, Guest};
+use super::{Refusal, compile};
+
+/// How often the epoch moves on. Deadlines are met within one of these.
+const EPOCH_TICK: Duration = Duration::from_millis(10);
+/// A guest's stack. It lies on the stack of the worker thread (2 MiB); Rust, JavaScript and Python guests all
+/// run within it.
+const STACK_BYTES: usize = 256 << 10;
+/// Frames kept of a trap's backtrace; a fault names the innermost few.
+const BACKTRACE_FRAMES: Option<NonZeroUsize> = NonZeroUsize::new(16);
+
+/// What one call may use.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Allowance {
+    pub fuel: u64,
+    /// Epoch ticks until the deadline.
+    pub ticks: u64,
+    /// Bytes the guest may hand to the host in one answer, or in one call of a host function.
+    pub answer_bytes: usize,
+}
+
+impl Allowance {
+    /// Instantiating, configuring, updating, trial calls: about 33 ms of work, 5 s in the worst case. An
+    /// answer has room for a catalog of 4,096 names.
+    pub const START: Self = Self { fuel: 200_000_000, ticks: ticks(Duration::from_secs(5)), answer_bytes: 2 << 20 };
+
+    /// A call on the request path. Its deadline is far off on purpose: it is a time on the wall, and on a machine
+    /// with nine threads a core calls of 30 µs were seen to take a second. At 100 ms each of them was a fault of
+    /// an innocent plugin every few seconds.
+    pub const fn call(fuel: u64, answer_bytes: usize) -> Self {
+        Self { fuel, ticks: ticks(Duration::from_secs(2)), answer_bytes }
+    }
+}
+
+/// One tick more than the duration holds: the one that is running counts for nothing.
+const fn ticks(duration: Duration) -> u64 {
+    (duration.as_millis() / EPOCH_TICK.as_millis()) as u64 + 1
+}
+
+/// The engine, its linker and its clock. Cloning is cheap and shares them.
+#[derive(Clone)]
+pub struct Runtime {
+    pub(super) engine: Engine,
+    pub(super) linker: Arc<Linker<Guest>>,
+    generations: Arc<AtomicU64>,
+}
+
+impl Runtime {
+    /// The plugins that are part of the binary.
+    const BUILT_IN: [(&'static str, &'static [u8]); 3] = [
+        ("round-robin", include_bytes!(concat!(env!("OUT_DIR"), "/builtin/round-robin.wasm"))),
+        ("least-busy", include_bytes!(concat!(env!("OUT_DIR"), "/builtin/least-busy.wasm"))),
+        ("model-map", include_bytes!(concat!(env!("OUT_DIR"), "/builtin/model-map.wasm"))),
+    ];
+
+    /// Starts the engine and its clock. Fails where the machine is not one that wasmtime compiles for.
+    pub fn new() -> anyhow::Result<Self> {
+        let engine = Engine::new(&config()).map_err(legible)?;
+        let linker = wasi::linker(&engine).map_err(legible)?;
+        start_clock(&engine)?;
+        Ok(Self { engine, linker: Arc::new(linker), generations: Arc::default() })
+    }
+
+    /// Checks and compiles a component. Blocks for a good part of a second, for scripts many: off the request path.
+    pub fn compile(&self, name: &str, source: Source, bytes: &[u8]) -> Result<Arc<Version>, Refusal> {
+        compile::compile(self, name, source, bytes).map(Arc::new)
+    }
+
+    /// Compiles what is embedded in the binary, each on a thread of its own: the process waits for them to start.
+    pub fn built_ins(&self) -> Result<Vec<Arc<Version>>, Refusal> {
+        std::thread::scope(|scope| {
+            let compiling =
+                Self::BUILT_IN.map(|(name, bytes)| scope.spawn(move || self.compile(name, Source::BuiltIn, bytes)));
+            compiling
+                .into_iter()
+                .map(|one| one.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                .collect()
+        })
+    }
+
+    /// A number that no version of this process had before.
+    pub(super) fn next_generation(&self) -> u64 {
+        self.generations.fetch_add(1, Ordering::Relaxed) + 1
+    }
+}
+
+/// wasmtime's error is no `std::error::Error`: at this door it becomes text.
+fn legible(error: wasmtime::Error) -> anyhow::Error {
+    anyhow::anyhow!("{error:#}")
+}
+
+fn config() -> Config {
+    let mut config = Config::new();
+    config
+        // Left on it makes every call three times slower, and opens the youngest part of wasmtime to guests.
+        .concurrency_support(false)
+        .consume_fuel(true)
+        .epoch_interruption(true)
+        .max_wasm_stack(STACK_BYTES)
+        .wasm_backtrace_max_frames(BACKTRACE_FRAMES)
+        // No plugin needs these, and what is off has no bugs. Not here: `wasm_multi_memory(false)`, which
+        // makes the compiler panic on components with adapters.
+        .wasm_gc(false)
+        .wasm_function_references(false)
+        .wasm_exceptions(false)
+        .wasm_tail_call(false)
+        .wasm_memory64(false)
+        .wasm_relaxed_simd(false)
+        .wasm_wide_arithmetic(false)
+        .wasm_custom_page_sizes(false);
+    config
+}
+
+/// Moves the epoch on for as long as the engine lives.
+fn start_clock(engine: &Engine) -> std::io::Result<()> {
+    let engine = engine.weak();
+    let tick = move || {
+        while let Some(engine) = engine.upgrade() {
+            engine.increment_epoch();
+            drop(engine);
+            std::thread::park_timeout(EPOCH_TICK);
+        }
+    };
+    std::thread::Builder::new().name("plugin-epoch".to_owned()).spawn(tick).map(drop)
+}
+
+/// The memory limit of one instance, over all its memories, and the other things it may have only so many of.
+pub(super) struct Bounds {
+    left_bytes: usize,
+    left_elements: usize,
+    /// Whether it was refused memory since this was last cleared.
+    pub denied: bool,
+}
+
+impl Bounds {
+    /// Functions that a guest may hold in tables. An engine for scripts has some ten thousand.
+    const TABLE_ELEMENTS: usize = 100_000;
+
+    pub fn new(memory_bytes: usize) -> Self {
+        Self { left_bytes: memory_bytes, left_elements: Self::TABLE_ELEMENTS, denied: false }
+    }
+}
+
+/// Takes the growth from what is left, or says that it cannot. Growth that fails later is not given back:
+/// a guest which meets that is near its end.
+fn take(left: &mut usize, current: usize, desired: usize) -> bool {
+    let rest = desired.checked_sub(current).and_then(|growth| left.checked_sub(growth));
+    rest.map(|rest| *left = rest).is_some()
+}
+
+impl ResourceLimiter for Bounds {
+    fn memory_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
+        let granted = take(&mut self.left_bytes, current, desired);
+        self.denied |= !granted;
+        Ok(granted)
+    }
+
+    fn table_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
+        let granted = take(&mut self.left_elements, current, desired);
+        self.denied |= !granted;
+        Ok(granted)
+    }
+
+    /// Core instances: a Rust guest has about four, a Python one more than 32.
+    fn instances(&self) -> usize {
+        96
+    }
+
+    fn tables(&self) -> usize {
+        64
+    }
+
+    /// A component of ours has one; one linked from libraries a few.
+    fn memories(&self) -> usize {
+        16
+    }
+}

@@ -1,0 +1,130 @@
+//! The official OpenAI SDKs for Python and Node do through the proxy what applications do with them.
+//!
+//! What they do and expect is in `clients/client.py` and `clients/client.mjs`, case by case under the same names.
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use crate::support::*;
+
+/// Starting Python alone takes seconds on a busy machine.
+const SDK_PATIENCE: Duration = Duration::from_secs(60);
+const INSTALLED_BY: &str = "test";
+
+#[derive(Clone, Copy, Debug)]
+enum Sdk {
+    Python,
+    Node,
+}
+
+const SDKS: [Sdk; 2] = [Sdk::Python, Sdk::Node];
+
+impl Sdk {
+    fn command(self) -> Command {
+        let script = |name: &str| format!("{}/../tests/clients/{name}", env!("CARGO_MANIFEST_DIR"));
+        match self {
+            Self::Python => {
+                let mut command = Command::new(installed("clients/python/bin/python", INSTALLED_BY));
+                command.arg(script("client.py"));
+                command
+            }
+            Self::Node => {
+                let mut command = Command::new("node");
+                command.env("NODE_PATH", installed("clients/node_modules", INSTALLED_BY)).arg(script("client.mjs"));
+                command
+            }
+        }
+    }
+
+    /// Runs these cases; fails with all that the script said where one of them failed.
+    async fn runs(self, proxy: &Proxy, cases: &[&str]) {
+        let mut command = self.command();
+        command.args(cases).stdin(Stdio::null());
+        command.env("OPENAI_BASE_URL", format!("http://{}/v1", proxy.listen)).env("OPENAI_API_KEY", "none-needed");
+        let ended = tokio::process::Command::from(command).kill_on_drop(true).output();
+        let ended = timeout(SDK_PATIENCE, ended).await.unwrap_or_else(|_| panic!("{self:?} does not end: {cases:?}"));
+        let ended = ended.unwrap_or_else(|why| panic!("{self:?} does not start: {why}"));
+        let (stdout, stderr) = (String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr));
+        assert!(ended.status.success(), "{self:?}, {}:\n{stdout}\n{stderr}", ended.status);
+    }
+}
+
+/// A simulated engine of this kind, and its table in a configuration.
+async fn simulated(name: &str, engine: &str, native: &str) -> (Program, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vision-proxy"));
+    command.args(["simulate-backend", "--engine", engine, "--model", native, "--token-interval", "1ms"]);
+    let mut program = Program::start(name, &mut command);
+    let line = program.first_line().await;
+    let url = line.strip_prefix("listening on ").unwrap_or_else(|| panic!("no address: {line:?}"));
+    let models = format!("models = {{ \"{MODEL}\" = \"{native}\" }}\n");
+    let entry = format!("[[backends]]\nname = \"{name}\"\nurl = \"{url}\"\n{models}");
+    (program, entry)
+}
+
+/// All that applications do, before engines of this kind that call the model by different names.
+async fn serve(engine: &str) {
+    let (_a, first) = simulated("a", engine, "org/first-name").await;
+    let (_b, second) = simulated("b", engine, "second-name").await;
+    let proxy = Proxy::start(&format!("{first}{second}")).await;
+    for sdk in SDKS {
+        let cases = ["models", "chat", "stream", "vision", "embeddings", "responses"];
+        sdk.runs(&proxy, &cases).await;
+        sdk.runs(&proxy, &["unknown_model", "refused_by_proxy", "refused_by_backend"]).await;
+    }
+    for name in ["a", "b"] {
+        let told = proxy.backend(name).await;
+        assert_eq!((told["engine"].as_str(), &told["failures_total"]), (Some(engine), &0.into()), "{told}");
+        assert!(told["requests_total"].as_u64() > Some(0), "{told}");
+    }
+}
+
+#[tokio::test]
+async fn sdks_are_served_by_vllm() {
+    serve("vllm").await;
+}
+
+#[tokio::test]
+async fn sdks_are_served_by_llama_cpp() {
+    serve("llama-cpp").await;
+}
+
+#[tokio::test]
+async fn sdks_come_back_when_a_full_fleet_said_and_are_served() {
+    for sdk in SDKS {
+        let top = "[queue]\nsize = 1\n";
+        let (proxy, [backend]) = proxied(top, [Setup::named("a").slots(1)]).await;
+        let gate = Gate::closed();
+        backend.answer_by({
+            let gate = gate.clone();
+            move |request| engine_answer(request).behind(&gate)
+        });
+        let held = proxy.client.begin_chat();
+        gate.reached_by(1).await;
+        let queued = proxy.client.begin_chat();
+        proxy.queues(1).await;
+        sdk.runs(&proxy, &["saturated_for_good"]).await;
+        let refused = async || {
+            let refused = proxy.metrics().await.value("vision_proxy_requests_total", &[("status", "429")]);
+            refused.is_some_and(|refused| refused > 1.0)
+        };
+        tokio::join!(sdk.runs(&proxy, &["saturated"]), async {
+            eventually("the SDK was refused once", refused).await;
+            gate.open();
+        });
+        held.reply().await.ok();
+        queued.reply().await.ok();
+        let retried = backend.requests().last().expect("a request").header("x-stainless-retry-count");
+        assert_ne!(retried, "0", "{sdk:?} was served at its first try");
+    }
+}
+
+#[tokio::test]
+async fn sdks_see_a_stream_that_breaks_as_an_error() {
+    let (proxy, [backend]) = proxied("", ["a"]).await;
+    backend.always(Answer::stream().event(&delta(NATIVE, "one")).reset());
+    for sdk in SDKS {
+        sdk.runs(&proxy, &["interrupted"]).await;
+    }
+}

@@ -1,0 +1,25 @@
+//! The black-box suite: the real binary, real sockets, scripted inference servers; one module a promise.
+//!
+//! Rules: every port is 0, nothing sleeps to wait for something (`support::eventually` and `Gate` do), and
+//! everything that waits is bounded by `support::PATIENCE`, so that a hang is a failure that names what hung.
+
+#![allow(clippy::expect_used, reason = "a helper that panics fails its test, which is what it is there for")]
+
+mod support;
+
+mod admin;
+mod balancing;
+mod cancellation;
+mod clients;
+mod commands;
+mod errors;
+mod failover;
+mod llama_cpp;
+mod names;
+mod queue;
+mod reload;
+mod returning;
+mod slots;
+mod streaming;
+mod transparency;
+mod vision;

@@ -1,0 +1,99 @@
+//! A backend that was gone comes back by itself, as soon as the next poll finds it.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::support::*;
+
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
+/// For the poll itself, and for a machine that has other things to do.
+const MARGIN: Duration = Duration::from_millis(700);
+
+fn poll_often() -> String {
+    format!("[capacity]\npoll_interval = \"{}ms\"\n", POLL_INTERVAL.as_millis())
+}
+
+#[tokio::test]
+async fn a_dead_backend_is_in_rotation_within_a_poll_of_its_return() {
+    let (proxy, [a, _b]) = proxied(&poll_often(), ["a", "b"]).await;
+    for _ in 0..3 {
+        a.stop().await;
+        proxy.waits_until("a", "down").await;
+        assert_eq!(proxy.client.chat().await.ok().backend(), "b");
+        a.restart().await;
+        let returned = Instant::now();
+        let served = async || proxy.client.chat().await.ok().backend() == "a";
+        eventually("the backend serves again", served).await;
+        assert!(returned.elapsed() < POLL_INTERVAL + MARGIN, "{:?}", returned.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn a_fleet_that_was_gone_as_a_whole_comes_back() {
+    let (proxy, [backend]) = proxied(&poll_often(), ["a"]).await;
+    backend.stop().await;
+    proxy.waits_until("a", "down").await;
+    proxy.client.chat().await.refused(503, "no_backend_available");
+    backend.restart().await;
+    let returned = Instant::now();
+    eventually("the backend serves again", async || proxy.client.chat().await.status == 200).await;
+    assert!(returned.elapsed() < POLL_INTERVAL + MARGIN, "{:?}", returned.elapsed());
+    let told = proxy.backend("a").await;
+    assert!(told["down_since"].is_null() && told["last_error"].is_null(), "{told}");
+}
+
+#[tokio::test]
+async fn a_backend_that_was_never_there_is_found_when_it_comes() {
+    let backend = Setup::named("late").native("org/late-model").unmapped().start_refusing();
+    let proxy = Proxy::start(&config(&poll_often(), [&backend])).await;
+    assert_eq!(proxy.backend("late").await["state"], "down");
+    let status = proxy.client.chat_with("org/late-model").await.status;
+    assert!(status == 404 || status == 503, "{status}");
+    backend.restart().await;
+    eventually("its model is served", async || proxy.client.chat_with("org/late-model").await.status == 200).await;
+}
+
+#[tokio::test]
+async fn an_engine_that_was_loading_is_used_when_it_is_ready() {
+    let (proxy, [backend]) = proxied(&poll_often(), [Setup::named("a").vllm()]).await;
+    backend.report(Report { unhealthy: true, ..Report::default() });
+    proxy.waits_until("a", "down").await;
+    proxy.client.chat().await.refused(503, "no_backend_available");
+    backend.report(Report::default());
+    eventually("the backend serves again", async || proxy.client.chat().await.status == 200).await;
+}
+
+#[tokio::test]
+async fn a_green_health_page_alone_does_not_bring_back_what_traffic_took_out() {
+    let top = "[failover]\neject_after = 2\n[capacity]\npoll_interval = \"20ms\"\n";
+    let (proxy, [a, b]) = proxied(top, [Setup::named("a").vllm(), Setup::named("b").vllm()]).await;
+    a.always(Answer::error(500));
+    let start = Instant::now();
+    while a.request_count() < 2 {
+        proxy.client.chat().await.ok();
+    }
+    let polls = a.polled().len();
+    eventually("it was polled many times since", async || a.polled().len() > polls + 20).await;
+    for _ in 0..10 {
+        proxy.client.chat().await.ok();
+    }
+    // The first back-off is a second: only who took longer than that may have tried it again.
+    assert!(a.request_count() == 2 || start.elapsed() > Duration::from_secs(1), "{} requests", a.request_count());
+    assert!(b.request_count() >= 10);
+}
+
+#[tokio::test]
+async fn what_traffic_took_out_comes_back_through_one_good_answer() {
+    let (proxy, [a, _b]) = proxied("[failover]\neject_after = 2\n", ["a", "b"]).await;
+    a.always(Answer::error(500));
+    while a.request_count() < 2 {
+        proxy.client.chat().await.ok();
+    }
+    proxy.waits_until("a", "down").await;
+    a.heal();
+    // Every request on the way is served: the trial is one that another backend could have repeated.
+    let served = async || proxy.client.chat().await.ok().backend() == "a";
+    eventually("it serves again", served).await;
+    proxy.waits_until("a", "available").await;
+}

@@ -1,0 +1,31 @@
+//! What the suite is made of: the proxy under test, scripted backends before it, clients behind it.
+//!
+//! Read `proxy` and `backend` first. Everything here that waits is bounded, and says what it waited for.
+
+mod answer;
+mod backend;
+mod bodies;
+mod client;
+mod gate;
+mod load;
+mod metrics;
+pub mod program;
+mod proxy;
+mod raw;
+mod reply;
+mod shell;
+pub mod wait;
+
+pub use answer::Answer;
+pub use backend::{Backend, Report, Request, Setup, once_among, once_then};
+pub use bodies::*;
+pub use client::{Client, Events, Pending, in_parallel, try_whole, whole};
+pub use gate::Gate;
+pub use load::Load;
+pub use metrics::{Metrics, Sample};
+pub use program::{Program, installed};
+pub use proxy::{Proxy, config, proxied};
+pub use raw::{Raw, chunked_head, in_chunks, request_head, sized_request};
+pub use reply::Reply;
+pub use shell::{Folder, vision_proxy};
+pub use wait::{eventually, soon};
