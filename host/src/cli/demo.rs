@@ -40,7 +40,7 @@ const PICTURE: &str =
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg==";
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let servers = SERVERS.iter().map(|server| Simulated::start(server)).collect::<anyhow::Result<Vec<_>>>()?;
+    let servers = SERVERS.iter().map(Simulated::start).collect::<anyhow::Result<Vec<_>>>()?;
     let overrides =
         Overrides { listen: Some(free(args.listen)?), admin: Some(free(args.admin)?), ..Overrides::default() };
     let config = config::parse(&configuration(&servers), None, &overrides)?;

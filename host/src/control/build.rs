@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use crate::config::Config;
 use crate::edge::{Member, Snapshot};
-use crate::plugin::{self, Fleet, Kind, Policy, Refusal, Translator, Version};
+use crate::plugin::{self, Fleet, Kind, Policy, Refusal, Route, Translator, Version};
 
 /// The parts.
 #[derive(Clone)]
@@ -44,14 +44,13 @@ pub fn snapshot(parts: Parts) -> Result<Snapshot, NotStarted> {
 
     let started = Translator::start(&translator, &known, &settings(&config, &translator), limits, config.workers);
     let translator = started.map_err(|refusal| NotStarted { version: Arc::clone(&translator), refusal })?;
-    let catalog: Vec<Arc<str>> = translator.catalog().iter().map(|name| name.as_str().into()).collect();
+    let all: Vec<Arc<str>> = translator.catalog().iter().map(|name| name.as_str().into()).collect();
     // A name that fails here is asked for again by the worker that needs it, where the fault is counted.
-    let routes = catalog
-        .iter()
-        .filter_map(|name| Some((Arc::clone(name), translator.resolve(0, name).ok()?)))
-        .collect::<HashMap<_, _>>();
+    let resolved = |name: &Arc<str>| Some((Arc::clone(name), translator.resolve(0, name).ok()?));
+    let routes: HashMap<_, _> = all.iter().filter_map(resolved).collect();
+    let catalog: Vec<Arc<str>> = all.into_iter().filter(|name| !is_alias(name, routes.get(name), &fleet)).collect();
 
-    let offered = Fleet { models: translator.catalog().to_vec(), ..known };
+    let offered = Fleet { models: catalog.iter().map(ToString::to_string).collect(), ..known };
     let started = Policy::start(&policy, &offered, &settings(&config, &policy), limits, config.workers);
     let policy = started.map_err(|refusal| NotStarted { version: Arc::clone(&policy), refusal })?;
     Ok(Snapshot {
@@ -63,6 +62,17 @@ pub fn snapshot(parts: Parts) -> Result<Snapshot, NotStarted> {
         policy: Arc::new(policy),
         translator: Arc::new(translator),
     })
+}
+
+/// Whether a name is only another one for a model that the same backends list under its own: such names are
+/// served, but not listed twice.
+fn is_alias(name: &str, routes: Option<&Vec<Route>>, fleet: &[Member]) -> bool {
+    let is_other_name = |route: &Route| {
+        let Some(member) = fleet.get(route.backend as usize) else { return false };
+        let models = Arc::clone(&member.backend.known().models);
+        route.native == name && models.iter().any(|served| served.alias && served.native == name)
+    };
+    routes.is_some_and(|routes| !routes.is_empty() && routes.iter().all(is_other_name))
 }
 
 /// What a plugin is told of its settings; a translator finds the `[models]` table among them.

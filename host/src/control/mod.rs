@@ -27,7 +27,7 @@ use crate::edge::{Phase, Server, Shared, bind};
 use crate::fleet::Queue;
 use crate::metrics::Metrics;
 use reload::Reload;
-pub use reload::{ConfigSource, Plugins, first_snapshot, members};
+pub use reload::{ConfigSource, Plugins, first_snapshot};
 use status::Status;
 use watch::{Watch, folder_of};
 

@@ -112,7 +112,7 @@ fn mistake(key: &str, message: String) -> Mistake {
 ///
 /// # Errors
 /// Keys that cannot be sent.
-pub fn members(config: &Config, alive: &[Member], queue: &Arc<Queue>) -> Result<Vec<Member>, Mistakes> {
+fn members(config: &Config, alive: &[Member], queue: &Arc<Queue>) -> Result<Vec<Member>, Mistakes> {
     let mut mistakes = Vec::new();
     let mut member = |(at, backend): (usize, &BackendConfig)| {
         let living = alive

@@ -381,12 +381,11 @@ impl Journey<'_> {
 
 /// What kind of request it is, for the policy.
 fn traits(endpoint: &Endpoint, facts: &request::Facts, is_retry: bool) -> Traits {
-    let kinds = [
-        (Traits::STREAMING, facts.stream || endpoint.streams_by_default),
-        (Traits::VISION, facts.images > 0 || endpoint.work == Work::Vision),
-        (Traits::EMBEDDING, endpoint.work == Work::Embedding),
-        (Traits::AUDIO, endpoint.work == Work::Audio),
-        (Traits::RETRY, is_retry),
-    ];
-    kinds.into_iter().filter(|(_, is)| *is).fold(Traits::empty(), |all, (kind, _)| all | kind)
+    let mut traits = Traits::empty();
+    traits.set(Traits::STREAMING, facts.stream || endpoint.streams_by_default);
+    traits.set(Traits::VISION, facts.images > 0 || endpoint.work == Work::Vision);
+    traits.set(Traits::EMBEDDING, endpoint.work == Work::Embedding);
+    traits.set(Traits::AUDIO, endpoint.work == Work::Audio);
+    traits.set(Traits::RETRY, is_retry);
+    traits
 }

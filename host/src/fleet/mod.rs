@@ -10,6 +10,5 @@ mod health;
 mod limit;
 mod queue;
 
-pub use backend::{Backend, Known, Lease, State, UNKNOWN};
-pub use health::Health;
+pub use backend::{Backend, Lease, State, UNKNOWN};
 pub use queue::{Place, Queue, Refused};

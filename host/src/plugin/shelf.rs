@@ -190,11 +190,6 @@ impl Shelf {
         }
     }
 
-    /// Whether the file is perhaps still being written.
-    pub fn is_waiting(&self) -> bool {
-        matches!(self.file, Some(File { fate: Fate::Pending { .. }, .. }))
-    }
-
     /// Forgets a refusal: the next look is as the first.
     pub fn reconsider(&mut self) {
         if let Some(File { fate: fate @ Fate::Refused { .. }, .. }) = &mut self.file {

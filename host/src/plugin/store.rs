@@ -134,11 +134,6 @@ impl Store {
         self.shelves.get(name)?.current().cloned()
     }
 
-    /// Whether a file is perhaps still being written: then scan again soon.
-    pub fn is_waiting(&self) -> bool {
-        self.shelves.values().any(Shelf::is_waiting)
-    }
-
     /// A version that compiled could not be started: what ran before is current again, as it was. False where
     /// that changes nothing, for a built-in has nothing before it: then there is nothing else to start.
     #[must_use = "starting `current` again where nothing changed would never end"]

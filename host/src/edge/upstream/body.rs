@@ -88,12 +88,6 @@ impl UpstreamBody {
         self.is_complete() && self.first.is_empty()
     }
 
-    /// The length of all that is still to be handed on, where it is known.
-    pub fn remaining(&self) -> Option<u64> {
-        let to_come = if self.is_complete() { Some(0) } else { self.framing.remaining() };
-        to_come.map(|bytes| bytes + self.first.len() as u64)
-    }
-
     /// The next piece; `None` after the last.
     pub fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Broken>>> {
         if !self.first.is_empty() {
@@ -101,7 +95,7 @@ impl UpstreamBody {
         }
         loop {
             let Some(stream) = &self.stream else { return Poll::Ready(None) };
-            if let Poll::Pending = stream.poll_read_ready(cx) {
+            if stream.poll_read_ready(cx).is_pending() {
                 ready!(self.poll_silence(cx));
                 return Poll::Ready(Some(Err(Broken::Stalled)));
             }

@@ -54,14 +54,6 @@ impl Framing {
     pub fn ends_with_close(&self) -> bool {
         matches!(self, Self::UntilClose)
     }
-
-    /// The bytes still to come, where that is known.
-    pub fn remaining(&self) -> Option<u64> {
-        match self {
-            Self::Length(left) => Some(*left),
-            Self::Chunked(_) | Self::UntilClose => None,
-        }
-    }
 }
 
 /// The chunked coding (RFC 9112 §7.1); extensions and trailers are read past.

@@ -3,7 +3,7 @@
 //! Pure: no I/O, no state, no clock. The poller asks the [`questions`] in order and hands the answers in.
 //!
 //! - Unknown is a third state: what is absent, malformed or impossible reads as `None`, never as idle or full.
-//! - No answer makes a reader panic or keep more than [`MODELS_MAX`] names of [`NAME_MAX_BYTES`] bytes.
+//! - No answer makes a reader panic or keep more than 4,096 names of 256 bytes.
 //! - A question that got no answer is simply not read: a report of one round holds what that round learned.
 //!
 //! A new engine is one file with its `QUESTIONS`, an arm in [`questions`] and its lines in [`PROBES`].
@@ -21,7 +21,7 @@ use serde_json::Value;
 
 use crate::config::Engine;
 
-pub use served::{MODELS_MAX, NAME_MAX_BYTES, ServedModel};
+pub use served::ServedModel;
 
 /// The longest answer worth reading, in bytes. A vLLM writes 57 kB of metrics for one engine, so that one with 64
 /// data-parallel engines stays below. The poller drops what is longer: half an answer would be half the load.

@@ -10,15 +10,12 @@ use serde_json::{Map, Value};
 use super::plausible;
 
 /// Names kept of one backend, aliases included. A router with hundreds of models is common, thousands are not.
-pub const MODELS_MAX: usize = 4_096;
-
-/// The longest native name, in bytes; a longer one is skipped.
-pub const NAME_MAX_BYTES: usize = plausible::TEXT_MAX_BYTES;
+const MODELS_MAX: usize = 4_096;
 
 /// One name under which a backend serves a model.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ServedModel {
-    /// The name to ask it for: 1 to [`NAME_MAX_BYTES`] bytes without control characters.
+    /// The name to ask it for: 1 to 256 bytes without control characters.
     pub native: String,
     /// Whether it is only another name of a model that stands before it in the list.
     pub alias: bool,
@@ -84,8 +81,9 @@ mod tests {
 
     #[test]
     fn keeps_sound_names_once() {
-        let long = "n".repeat(NAME_MAX_BYTES + 1);
-        let list = json!(["a", "b", "a", "", "x\ny", 3, null, {"id": "c"}, long, "n".repeat(NAME_MAX_BYTES)]);
+        let long = "n".repeat(plausible::TEXT_MAX_BYTES + 1);
+        let list =
+            json!(["a", "b", "a", "", "x\ny", 3, null, {"id": "c"}, long, "n".repeat(plausible::TEXT_MAX_BYTES)]);
         assert_eq!(names(&list), Some(vec!["a".into(), "b".into(), "n".repeat(256)]));
     }
 
