@@ -32,7 +32,8 @@ async fn a_backend_that_dies_before_its_answer_costs_nothing() {
         let before = arrived(&backends);
         let reply = whole(proxy.client.post(CHAT, stream_body().to_string())).await.ok();
         assert!(reply.text().ends_with("data: [DONE]\n\n"), "death {number}: {reply:?}");
-        assert_eq!((reply.attempts(), arrived(&backends) - before), (2, 2), "death {number}");
+        // On a kept connection it counts as one attempt: that one may only have been closed for its age.
+        assert_eq!(arrived(&backends) - before, 2, "death {number}");
     }
 }
 
@@ -41,8 +42,9 @@ async fn a_request_without_a_stream_is_replayed_too() {
     let (proxy, backends) = proxied("", ["a", "b"]).await;
     for death in [Answer::nothing().close(), Answer::nothing().reset()] {
         once_among(&backends, &death);
-        let reply = proxy.client.chat().await.ok();
-        assert_eq!((reply.attempts(), &reply.json()["model"]), (2, &MODEL.into()));
+        let before = arrived(&backends);
+        assert_eq!(proxy.client.chat().await.ok().json()["model"], MODEL);
+        assert_eq!(arrived(&backends) - before, 2);
     }
 }
 
@@ -213,11 +215,15 @@ async fn the_key_of_one_backend_is_never_sent_to_another() {
         Setup::named(name).line(&format!("api_key = {{ file = \"{}\" }}", key.display()))
     };
     let (proxy, backends) = proxied("", [with_key("a"), with_key("b"), Setup::named("c")]).await;
+    let mut attempts = 0;
     for _ in 0..6 {
         once_among(&backends, &Answer::nothing().reset());
-        proxy.client.chat().await.ok();
+        attempts += proxy.client.chat().await.ok().attempts();
     }
-    assert!(backends.iter().all(|backend| backend.request_count() > 2), "every backend has its turns");
+    assert!(
+        attempts > 6 && backends.iter().all(|backend| backend.request_count() > 0),
+        "nobody was tried after another"
+    );
     for (backend, key) in backends.iter().zip([vec!["Bearer sk-of-a"], vec!["Bearer sk-of-b"], vec![]]) {
         for request in backend.requests() {
             assert_eq!(request.headers("authorization"), key, "{}", backend.name());

@@ -5,6 +5,7 @@
 
 mod admin;
 mod build;
+mod plugins;
 mod poll;
 mod reload;
 mod status;
@@ -26,8 +27,9 @@ use crate::config::{Config, Timeouts};
 use crate::edge::{Phase, Server, Shared, bind};
 use crate::fleet::Queue;
 use crate::metrics::Metrics;
+pub use plugins::Plugins;
 use reload::Reload;
-pub use reload::{ConfigSource, Plugins, first_snapshot};
+pub use reload::{ConfigSource, first_snapshot};
 use status::Status;
 use watch::{Watch, folder_of};
 

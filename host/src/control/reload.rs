@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use http::HeaderValue;
@@ -13,13 +13,14 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout};
 
 use super::build::{self, NotStarted, Parts};
+use super::plugins::{Plugins, log_changes, mistake};
 use super::poll::{self, FleetChanged, Polling};
 use super::status::Status;
 use crate::config::{self, BackendConfig, Config, Mistake, Mistakes, Overrides};
 use crate::edge::upstream::Pool;
 use crate::edge::{FaultReport, Member, Shared, Snapshot};
 use crate::fleet::{Backend, Queue};
-use crate::plugin::{self, Kind, Runtime, Store, Strikes, Version, What};
+use crate::plugin::{Kind, Runtime, Store, Strikes, Version, What};
 
 /// A new backend gets requests after it has been asked once, or after this long.
 const FIRST_POLLS: Duration = Duration::from_secs(2);
@@ -38,74 +39,6 @@ impl ConfigSource {
         let loaded = spawn_blocking(move || config::load(source.path.as_deref(), &source.overrides)).await;
         loaded.unwrap_or_else(|panic| Err(Mistakes { path: None, all: vec![mistake("", panic.to_string())] }))
     }
-}
-
-/// The plugins, and the compiler behind them. Cloning shares them.
-#[derive(Clone)]
-pub struct Plugins {
-    pub runtime: Runtime,
-    store: Arc<Mutex<Store>>,
-}
-
-impl Plugins {
-    /// The built-in plugins and what lies in the folder. Blocks.
-    ///
-    /// # Errors
-    /// Where wasmtime cannot work on this machine.
-    pub fn load(config: &Config) -> anyhow::Result<Self> {
-        let runtime = Runtime::new()?;
-        let mut store = Store::new(&config.plugins.dir, runtime.built_ins()?);
-        log_changes(&store.scan(&runtime, &config.plugins.pins, Instant::now()));
-        Ok(Self { runtime, store: Arc::new(Mutex::new(store)) })
-    }
-
-    /// Works on the store on a blocking thread: it reads files and compiles.
-    async fn with<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&mut Store, &Runtime) -> T + Send + 'static,
-    ) -> Option<T> {
-        let plugins = self.clone();
-        let work = move || work(&mut plugins.store.lock().unwrap_or_else(PoisonError::into_inner), &plugins.runtime);
-        spawn_blocking(work).await.inspect_err(|panic| tracing::error!("the plugin store failed: {panic}")).ok()
-    }
-
-    /// The files in the folder that cannot be used, each with the reason.
-    pub fn refused(&self) -> Vec<String> {
-        let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-        let unusable = |row: &crate::plugin::Row| matches!(row.state, plugin::State::Refused | plugin::State::Pending);
-        let reason = |row: crate::plugin::Row| {
-            format!("{}.wasm: {}", row.name, row.last_error.unwrap_or_else(|| "incomplete".into()))
-        };
-        store.status(&[]).into_iter().filter(unusable).map(reason).collect()
-    }
-
-    /// The active pair, by their names in the configuration.
-    ///
-    /// # Errors
-    /// The names that nothing runs under, as mistakes of the configuration.
-    fn active(&self, config: &Config) -> Result<(Arc<Version>, Arc<Version>), Mistakes> {
-        let store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-        let find = |key: &str, name: &str, kind: Kind| match store.current(name) {
-            Some(version) if version.kind == kind => Ok(version),
-            Some(version) => Err(mistake(key, format!("`{name}` is a {}, not a {}", version.kind.name(), kind.name()))),
-            None => Err(mistake(
-                key,
-                format!("there is no plugin `{name}`: neither built in nor in {}", config.plugins.dir.display()),
-            )),
-        };
-        let policy = find("plugins.policy", &config.plugins.policy, Kind::Policy);
-        let translator = find("plugins.translator", &config.plugins.translator, Kind::Translator);
-        match (policy, translator) {
-            (Ok(policy), Ok(translator)) => Ok((policy, translator)),
-            (policy, translator) => {
-                Err(Mistakes { path: None, all: policy.err().into_iter().chain(translator.err()).collect() })
-            }
-        }
-    }
-}
-
-fn mistake(key: &str, message: String) -> Mistake {
-    Mistake { key: key.into(), line: None, message }
 }
 
 /// The fleet a configuration asks for, keeping the backends that live already.
@@ -345,10 +278,12 @@ impl Reload {
                 Err(Some(NotStarted { version, refusal })) => {
                     tracing::error!(plugin = %version.name, "refused, what ran runs on: {refusal}");
                     self.status.plugin_reloaded(&version.name, false);
-                    if running.contains(&version.generation) {
+                    let refuse =
+                        move |store: &mut Store, _: &Runtime| store.refuse(&version.name, &version.sha256, refusal);
+                    // A built-in cannot be refused: there is nothing before it to go back to.
+                    if self.plugins.with(refuse).await != Some(true) {
                         return;
                     }
-                    self.plugins.with(move |store, _| store.refuse(&version.name, &version.sha256, refusal)).await;
                 }
                 Err(None) => return,
             }
@@ -415,7 +350,7 @@ impl Reload {
     pub fn publish(&self) {
         let snapshot = self.shared.snapshot.load();
         let running = [snapshot.policy.version(), snapshot.translator.version()].map(|version| version.generation);
-        let rows = self.plugins.store.lock().unwrap_or_else(PoisonError::into_inner).status(&running);
+        let rows = self.plugins.store().status(&running);
         self.status.plugins.store(Arc::new(rows));
     }
 }
@@ -430,17 +365,4 @@ fn unchangeable(old: &Config, new: &Config) -> Vec<Mistake> {
     ];
     let fixed = differs.into_iter().filter(|(_, differs)| *differs);
     fixed.map(|(key, _)| mistake(key, "cannot change while the proxy runs: restart it".into())).collect()
-}
-
-fn log_changes(changes: &[crate::plugin::Change]) {
-    for change in changes {
-        match &change.what {
-            What::Loaded(version) => {
-                tracing::info!(plugin = %change.name, kind = version.kind.name(), sha256 = %version.sha256, "loaded")
-            }
-            What::Gone => tracing::warn!(plugin = %change.name, "nothing may run under this name any more"),
-            What::Kept => tracing::warn!(plugin = %change.name, "its file is gone; what was loaded runs on"),
-            What::Refused(refusal) => tracing::error!(plugin = %change.name, "refused: {refusal}"),
-        }
-    }
 }

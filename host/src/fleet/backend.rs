@@ -4,33 +4,23 @@
 //! numbers are atomics, read on every pick by every worker; what only control and the admin page read
 //! lies behind a lock beside them.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use crossbeam_utils::CachePadded;
 use tokio::sync::Notify;
 
-use super::engine::{Report, ServedModel};
-use super::health::Health;
-use super::limit::Learned;
+use super::engine::Report;
+use super::known::Known;
+use super::lease::Lease;
+use super::live::{Live, REACH_DOWN, REACH_UNKNOWN, REACH_UP, UNKNOWN, move_average, moved};
 use super::queue::Queue;
 use crate::clock::{micros32, now_ms};
 use crate::config::{BackendUrl, Capacity, Engine};
 
 /// After a return, slots grow from one to all of them over this time.
 const GROW_BACK_MS: u64 = 10_000;
-/// Weight of the newest observation in the moving averages, as a right shift: 1/8.
-const AVERAGE_SHIFT: u32 = 3;
-/// How long a slot is thought to be held before the first was: a short generation.
-const UNMEASURED_HOLD_MS: u32 = 1_000;
-/// What a number that an engine did not report is in a column (`wit/vision-proxy.wit`).
-pub const UNKNOWN: u32 = u32::MAX;
-
-const REACH_UNKNOWN: u8 = 0;
-const REACH_UP: u8 = 1;
-const REACH_DOWN: u8 = 2;
-
 /// A backend with everything that changes while it serves.
 #[derive(Debug)]
 pub struct Backend {
@@ -43,51 +33,6 @@ pub struct Backend {
     pub poll_now: Notify,
     known: Mutex<Known>,
     queue: Arc<Queue>,
-}
-
-/// The numbers of the request path, together on their own cache lines.
-#[derive(Debug)]
-struct Live {
-    in_flight: AtomicU32,
-    /// Requests it may hold now; changed by report, learning, return and reload.
-    limit: AtomicU32,
-    reach: AtomicU8,
-    draining: AtomicBool,
-    /// The engine's last report says it is full.
-    engine_busy: AtomicBool,
-    ejected: AtomicBool,
-    /// It failed since its last good answer.
-    suspect: AtomicBool,
-    /// It answered 429 or 503: no request before this instant.
-    busy_until_ms: AtomicU64,
-    running: AtomicU32,
-    waiting: AtomicU32,
-    kv_permille: AtomicU32,
-    reported_at_ms: AtomicU64,
-    first_byte_us: AtomicU32,
-    errors_permille: AtomicU32,
-    /// How long a slot is held, on average, in milliseconds.
-    hold_ms: AtomicU32,
-    requests: AtomicU64,
-    failures: AtomicU64,
-}
-
-/// What control and the admin page know of a backend.
-#[derive(Debug, Clone, Default)]
-pub struct Known {
-    /// What it runs: configured or found out.
-    pub engine: Option<Engine>,
-    pub configured_slots: Option<u32>,
-    pub reported_slots: Option<u32>,
-    pub learned: Learned,
-    pub health: Health,
-    pub kv_cache_used: Option<f64>,
-    /// As last reported; kept while it is down, for a known model is not an unknown one.
-    pub models: Arc<Vec<ServedModel>>,
-    pub down_since: Option<SystemTime>,
-    pub last_error: Option<String>,
-    /// When its slots began to grow back.
-    returned_ms: Option<u64>,
 }
 
 /// The states of `product.md`.
@@ -142,7 +87,20 @@ impl Backend {
         let take = |held: u32| (held < limit).then_some(held + 1);
         backend.live.in_flight.fetch_update(SeqCst, SeqCst, take).ok()?;
         backend.live.requests.fetch_add(1, Relaxed);
-        Some(Lease { backend: Arc::clone(backend), since_ms: now_ms(), held: true })
+        Some(Lease::new(backend))
+    }
+
+    /// A slot is free again; for the lease alone. `held_ms`: how long it was held, where that says something.
+    pub(super) fn give_back(&self, held_ms: Option<u32>) {
+        if let Some(held_ms) = held_ms {
+            move_average(&self.live.hold_ms, held_ms);
+        }
+        self.live.in_flight.fetch_sub(1, SeqCst);
+    }
+
+    /// Hands free slots to whoever waits for them.
+    pub(super) fn wake(self: &Arc<Self>) {
+        self.queue.freed(self);
     }
 
     /// Whether a request could be sent to it now but for the slots.
@@ -246,7 +204,7 @@ impl Backend {
         self.set_limit(&known);
         drop(known);
         self.live.draining.store(false, SeqCst);
-        self.queue.freed(self);
+        self.wake();
     }
 
     /// No new requests; those it holds go on.
@@ -271,7 +229,7 @@ impl Backend {
         drop(known);
         self.store_report(report, limits);
         self.live.reach.store(REACH_UP, SeqCst);
-        self.queue.freed(self);
+        self.wake();
     }
 
     fn store_report(&self, report: &Report, limits: &Capacity) {
@@ -292,7 +250,7 @@ impl Backend {
         }
         self.known().kv_cache_used = None;
         if self.live.engine_busy.swap(false, SeqCst) {
-            self.queue.freed(self);
+            self.wake();
         }
     }
 
@@ -375,79 +333,6 @@ impl Backend {
         };
         let limit = if self.live.ejected.load(SeqCst) { 1 } else { grown.max(1) };
         self.live.limit.store(limit, SeqCst);
-    }
-}
-
-impl Known {
-    /// The number of slots and where it comes from.
-    fn slots(&self) -> (u32, &'static str) {
-        match (self.configured_slots, self.reported_slots) {
-            (Some(slots), _) => (slots, "config"),
-            (None, Some(slots)) => (slots, "reported"),
-            (None, None) => (self.learned.slots(), "learned"),
-        }
-    }
-}
-
-impl Live {
-    fn new() -> Self {
-        Self {
-            in_flight: AtomicU32::new(0),
-            limit: AtomicU32::new(super::limit::FIRST),
-            reach: AtomicU8::new(REACH_UNKNOWN),
-            draining: AtomicBool::new(false),
-            engine_busy: AtomicBool::new(false),
-            ejected: AtomicBool::new(false),
-            suspect: AtomicBool::new(false),
-            busy_until_ms: AtomicU64::new(0),
-            running: AtomicU32::new(UNKNOWN),
-            waiting: AtomicU32::new(UNKNOWN),
-            kv_permille: AtomicU32::new(UNKNOWN),
-            reported_at_ms: AtomicU64::new(0),
-            first_byte_us: AtomicU32::new(0),
-            errors_permille: AtomicU32::new(0),
-            hold_ms: AtomicU32::new(UNMEASURED_HOLD_MS),
-            requests: AtomicU64::new(0),
-            failures: AtomicU64::new(0),
-        }
-    }
-}
-
-/// A lost race loses one observation, which is fine.
-fn move_average(of: &AtomicU32, seen: u32) {
-    of.store(moved(of.load(Relaxed), seen), Relaxed);
-}
-
-/// An eighth of the way from `average` to `seen`, and at least one towards it, so that it arrives.
-fn moved(average: u32, seen: u32) -> u32 {
-    let step = (average.abs_diff(seen) >> AVERAGE_SHIFT).max(1);
-    if seen > average { average + step } else { average.saturating_sub(step).max(seen) }
-}
-
-/// One request's hold on a slot. Dropping it frees the slot and wakes whoever is first in line for it.
-#[derive(Debug)]
-pub struct Lease {
-    pub backend: Arc<Backend>,
-    since_ms: u64,
-    held: bool,
-}
-
-impl Lease {
-    /// Frees the slot without looking for a waiter: for the one who is doing just that.
-    pub(super) fn release_quietly(mut self) {
-        self.held = false;
-        self.backend.live.in_flight.fetch_sub(1, SeqCst);
-    }
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        if self.held {
-            let held_ms = u32::try_from(now_ms().saturating_sub(self.since_ms)).unwrap_or(u32::MAX);
-            move_average(&self.backend.live.hold_ms, held_ms);
-            self.backend.live.in_flight.fetch_sub(1, SeqCst);
-            self.backend.queue.freed(&self.backend);
-        }
     }
 }
 

@@ -7,8 +7,13 @@
 mod backend;
 pub mod engine;
 mod health;
+mod known;
+mod lease;
 mod limit;
+mod live;
 mod queue;
 
-pub use backend::{Backend, Lease, State, UNKNOWN};
+pub use backend::{Backend, State};
+pub use lease::Lease;
+pub use live::UNKNOWN;
 pub use queue::{Place, Queue, Refused};

@@ -13,7 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 
-use super::backend::{Backend, Lease};
+use super::backend::Backend;
+use super::lease::Lease;
 
 /// One line for the whole fleet. Models share it: a request passes those before it only where they
 /// cannot use the backend that became free.

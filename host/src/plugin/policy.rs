@@ -104,6 +104,8 @@ impl Column {
 const COLUMNS_MAX: usize = 16;
 /// A decision is a tag and a number: what a guest hands over while it picks is what it logs.
 const PICK_ANSWER_BYTES: usize = 64 << 10;
+/// What a policy may spend on one candidate: about 0.1 µs, twice what the built-in `least-busy` needs.
+const FUEL_A_CANDIDATE: u64 = 800;
 /// Statuses a policy may refuse with.
 const REFUSING: std::ops::RangeInclusive<u16> = 400..=599;
 
@@ -154,7 +156,9 @@ impl Policy {
         debug_assert!(rows.len().is_multiple_of(1 + self.columns.len()));
         let candidates = rows.len() / (1 + self.columns.len());
         let call = |world: &World, store: &mut _| world.vision_proxy_plugin_balance().call_pick(store, *request, rows);
-        self.slots.call(shard, self.allowance, call, |&decision| check(decision, candidates))
+        // The configured fuel is for fleets of some hundred; a policy that looks at each of thousands may.
+        let fuel = self.allowance.fuel.max(candidates as u64 * FUEL_A_CANDIDATE);
+        self.slots.call(shard, Allowance { fuel, ..self.allowance }, call, |&decision| check(decision, candidates))
     }
 
     /// Fills the slot of this worker with a new, tried instance. Blocks: not on a worker.

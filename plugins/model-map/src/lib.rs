@@ -42,16 +42,16 @@ impl Translator for ModelMap {
     }
 
     fn update(&mut self, fleet: &Fleet) {
-        self.configured.clear();
-        self.listed.clear();
-        self.catalog.clear();
+        self.listed = listed(fleet);
         let named = fleet.backends.iter().flat_map(|backend| &backend.names).map(|(public, _)| public);
-        // Extended, not collected: that would sort first, and make the plugin a tenth larger.
-        let mut publics = BTreeSet::new();
-        publics.extend(self.models.keys().chain(named).cloned());
-        for (index, backend) in fleet.backends.iter().enumerate() {
-            self.add(index, backend, &publics);
+        self.configured.clear();
+        for public in self.models.keys().chain(named) {
+            let routes = self.routes(fleet, public);
+            if !routes.is_empty() {
+                self.configured.insert(public.clone(), routes);
+            }
         }
+        self.catalog = catalog(&self.configured, &self.listed);
         if self.catalog.len() > CATALOG_NAMES_MAX {
             log(Level::Warn, &format!("{} names: only the first {CATALOG_NAMES_MAX} are listed", self.catalog.len()));
         }
@@ -68,44 +68,53 @@ impl Translator for ModelMap {
 }
 
 impl ModelMap {
-    /// Adds what one backend serves. A listed name that already has a public name here is not offered twice.
-    fn add(&mut self, index: usize, backend: &Backend, publics: &BTreeSet<String>) {
-        let listed = listed(backend);
-        let mut renamed = BTreeSet::new();
-        for public in publics {
-            if let Some(native) = self.native(backend, &listed, public) {
-                renamed.insert(untagged(native));
-                let route = Route { backend: index, native: native.to_owned() };
-                self.configured.entry(public.clone()).or_default().push(route);
-                self.catalog.insert(public.clone());
+    /// Who serves a public name that the configuration mentions.
+    fn routes(&self, fleet: &Fleet, public: &String) -> Vec<Route> {
+        let known_as = self.models.get(public).into_iter().flatten().chain([public]);
+        let listed: Vec<&Vec<Route>> = known_as.filter_map(|name| self.listed.get(untagged(name))).collect();
+        let route = |(index, backend): (usize, &Backend)| {
+            if let Some((_, native)) = backend.names.iter().find(|(name, _)| name == public) {
+                return Some(Route { backend: index, native: native.clone() });
             }
-        }
-        for (name, native) in &listed {
-            let route = Route { backend: index, native: (*native).to_owned() };
-            self.listed.entry((*name).to_owned()).or_default().push(route);
-            if !renamed.contains(name) {
-                self.catalog.insert((*native).to_owned());
-            }
-        }
-    }
-
-    /// What `backend` calls the model `public`, if it serves it.
-    fn native<'a>(&self, backend: &'a Backend, listed: &BTreeMap<&str, &'a str>, public: &str) -> Option<&'a str> {
-        if let Some((_, native)) = backend.names.iter().find(|(name, _)| name == public) {
-            return Some(native);
-        }
-        let known_as = self.models.get(public).into_iter().flatten().map(String::as_str);
-        known_as.chain([public]).find_map(|name| listed.get(untagged(name)).copied())
+            listed.iter().find_map(|routes| routes.iter().find(|route| route.backend == index)).cloned()
+        };
+        fleet.backends.iter().enumerate().filter_map(route).collect()
     }
 }
 
-/// The names that the backend lists, by the name without `:latest`. It may list anything: what cannot be a name is
-/// left out.
-fn listed(backend: &Backend) -> BTreeMap<&str, &str> {
-    let can_be_name = |name: &&String| (1..=NAME_BYTES_MAX).contains(&name.len()) && !name.contains(char::is_control);
-    let mut listed = BTreeMap::new();
-    listed.extend(backend.serves.iter().filter(can_be_name).map(|name| (untagged(name), name.as_str())));
+/// Who lists which name. They may list anything: what cannot be a name is left out.
+fn listed(fleet: &Fleet) -> BTreeMap<String, Vec<Route>> {
+    let mut listed: BTreeMap<String, Vec<Route>> = BTreeMap::new();
+    for (index, backend) in fleet.backends.iter().enumerate() {
+        for native in backend.serves.iter().filter(|native| can_be_name(native)) {
+            let route = Route { backend: index, native: native.clone() };
+            match listed.get_mut(untagged(native)) {
+                Some(routes) if routes.last().is_some_and(|last| last.backend == index) => {} // listed twice
+                Some(routes) => routes.push(route),
+                None => drop(listed.insert(untagged(native).to_owned(), vec![route])),
+            }
+        }
+    }
     listed
+}
+
+/// Every public name, and each listed name that has none on some backend that lists it.
+fn catalog(configured: &BTreeMap<String, Vec<Route>>, listed: &BTreeMap<String, Vec<Route>>) -> BTreeSet<String> {
+    let mut renamed = BTreeSet::new();
+    renamed.extend(configured.values().flatten().map(|route| (route.backend, untagged(&route.native))));
+    let mut catalog = BTreeSet::new();
+    catalog.extend(configured.keys().cloned());
+    for (name, routes) in listed {
+        let offered = routes.iter().filter(|route| !renamed.contains(&(route.backend, name.as_str())));
+        let mut natives: Vec<&String> = offered.map(|route| &route.native).collect();
+        natives.dedup();
+        catalog.extend(natives.into_iter().cloned());
+    }
+    catalog
+}
+
+fn can_be_name(name: &str) -> bool {
+    (1..=NAME_BYTES_MAX).contains(&name.len()) && !name.contains(char::is_control)
 }
 
 fn untagged(name: &str) -> &str {

@@ -1,0 +1,38 @@
+//! What control and the admin page know of a backend: behind a lock, not for the request path.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::engine::ServedModel;
+use super::health::Health;
+use super::limit::Learned;
+use crate::config::Engine;
+
+/// What control and the admin page know of a backend.
+#[derive(Debug, Clone, Default)]
+pub struct Known {
+    /// What it runs: configured or found out.
+    pub engine: Option<Engine>,
+    pub configured_slots: Option<u32>,
+    pub reported_slots: Option<u32>,
+    pub learned: Learned,
+    pub health: Health,
+    pub kv_cache_used: Option<f64>,
+    /// As last reported; kept while it is down, for a known model is not an unknown one.
+    pub models: Arc<Vec<ServedModel>>,
+    pub down_since: Option<SystemTime>,
+    pub last_error: Option<String>,
+    /// When its slots began to grow back.
+    pub returned_ms: Option<u64>,
+}
+
+impl Known {
+    /// The number of slots and where it comes from.
+    pub fn slots(&self) -> (u32, &'static str) {
+        match (self.configured_slots, self.reported_slots) {
+            (Some(slots), _) => (slots, "config"),
+            (None, Some(slots)) => (slots, "reported"),
+            (None, None) => (self.learned.slots(), "learned"),
+        }
+    }
+}

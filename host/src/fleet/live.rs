@@ -1,0 +1,76 @@
+//! The numbers of a backend that every pick reads: atomics, together on their own cache lines.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed};
+
+/// Weight of the newest observation in the moving averages, as a right shift: 1/8.
+const AVERAGE_SHIFT: u32 = 3;
+/// How long a slot is thought to be held before the first was: a short generation.
+const UNMEASURED_HOLD_MS: u32 = 1_000;
+/// What a number that an engine did not report is in a column (`wit/vision-proxy.wit`).
+pub const UNKNOWN: u32 = u32::MAX;
+
+pub const REACH_UNKNOWN: u8 = 0;
+pub const REACH_UP: u8 = 1;
+pub const REACH_DOWN: u8 = 2;
+
+/// The numbers of the request path, together on their own cache lines.
+#[derive(Debug)]
+pub struct Live {
+    pub in_flight: AtomicU32,
+    /// Requests it may hold now; changed by report, learning, return and reload.
+    pub limit: AtomicU32,
+    pub reach: AtomicU8,
+    pub draining: AtomicBool,
+    /// The engine's last report says it is full.
+    pub engine_busy: AtomicBool,
+    pub ejected: AtomicBool,
+    /// It failed since its last good answer.
+    pub suspect: AtomicBool,
+    /// It answered 429 or 503: no request before this instant.
+    pub busy_until_ms: AtomicU64,
+    pub running: AtomicU32,
+    pub waiting: AtomicU32,
+    pub kv_permille: AtomicU32,
+    pub reported_at_ms: AtomicU64,
+    pub first_byte_us: AtomicU32,
+    pub errors_permille: AtomicU32,
+    /// How long a slot is held, on average, in milliseconds.
+    pub hold_ms: AtomicU32,
+    pub requests: AtomicU64,
+    pub failures: AtomicU64,
+}
+
+impl Live {
+    pub fn new() -> Self {
+        Self {
+            in_flight: AtomicU32::new(0),
+            limit: AtomicU32::new(super::limit::FIRST),
+            reach: AtomicU8::new(REACH_UNKNOWN),
+            draining: AtomicBool::new(false),
+            engine_busy: AtomicBool::new(false),
+            ejected: AtomicBool::new(false),
+            suspect: AtomicBool::new(false),
+            busy_until_ms: AtomicU64::new(0),
+            running: AtomicU32::new(UNKNOWN),
+            waiting: AtomicU32::new(UNKNOWN),
+            kv_permille: AtomicU32::new(UNKNOWN),
+            reported_at_ms: AtomicU64::new(0),
+            first_byte_us: AtomicU32::new(0),
+            errors_permille: AtomicU32::new(0),
+            hold_ms: AtomicU32::new(UNMEASURED_HOLD_MS),
+            requests: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+        }
+    }
+}
+
+/// A lost race loses one observation, which is fine.
+pub fn move_average(of: &AtomicU32, seen: u32) {
+    of.store(moved(of.load(Relaxed), seen), Relaxed);
+}
+
+/// An eighth of the way from `average` to `seen`, and at least one towards it, so that it arrives.
+pub fn moved(average: u32, seen: u32) -> u32 {
+    let step = (average.abs_diff(seen) >> AVERAGE_SHIFT).max(1);
+    if seen > average { average + step } else { average.saturating_sub(step).max(seen) }
+}
