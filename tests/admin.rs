@@ -196,7 +196,7 @@ async fn live_and_ready_are_told_apart() {
 #[tokio::test]
 async fn foreign_hosts_and_origins_are_refused() {
     let (proxy, [_backend]) = proxied("", ["a"]).await;
-    for path in ["/", "/api/fleet", "/api/config", "/metrics"] {
+    for path in ["/", "/api/fleet", "/api/config", "/api/plugins"] {
         for (name, value) in
             [("host", "evil.test"), ("host", "evil.test:9901"), ("origin", "http://evil.test"), ("origin", "null")]
         {

@@ -46,7 +46,7 @@ async fn cancelled(backend: &Backend) -> Instant {
     newest().expect("just seen")
 }
 
-/// Lets clients leave in every way, with these bytes behind their request, while the backend answers so far and
+/// Lets clients leave in every way, with these bytes behind their request and again later, while the backend answers so far and
 /// no further; requires that the backend hears of it in time and every slot comes back.
 async fn is_cancelled_in_time(answer: Answer, seen_before: Option<&str>, behind: &str) {
     let (proxy, [backend]) = proxied("", [Setup::named("a").slots(2)]).await;
@@ -61,6 +61,8 @@ async fn is_cancelled_in_time(answer: Answer, seen_before: Option<&str>, behind:
                 backend.request_count() > sent && backend.in_flight() > 0
             })
             .await;
+            // Once more, by itself: what comes with the request is read with it.
+            raw.send(behind).await;
             if let Some(text) = seen_before {
                 raw.read_until(text).await;
             }

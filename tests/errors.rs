@@ -257,9 +257,7 @@ async fn garbage_of_one_backend_is_tried_elsewhere() {
 
 #[tokio::test]
 async fn a_fleet_that_is_gone_says_so_and_not_where_it_was() {
-    // Polls are too rare to notice anything here: the first request has to find out.
-    let top = "[capacity]\npoll_interval = \"60s\"\nstale_after = \"60s\"\n";
-    let (proxy, [backend]) = proxied(top, ["a"]).await;
+    let (proxy, [backend]) = proxied(RARE_POLLS, ["a"]).await;
     backend.stop().await;
     let first = proxy.client.chat().await;
     assert!(

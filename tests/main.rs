@@ -16,6 +16,7 @@ mod errors;
 mod failover;
 mod llama_cpp;
 mod names;
+mod plugins;
 mod queue;
 mod reload;
 mod returning;

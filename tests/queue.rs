@@ -6,9 +6,10 @@ use tokio::time::Instant;
 
 use crate::support::*;
 
-/// A proxy before one backend of one slot, which is held at the gate until the pending chat may end.
+/// A proxy before one backend of one slot, which is held at the gate until the pending chat may end. No poll wakes
+/// who waits: only a release can.
 async fn full(top: &str) -> (Proxy, Backend, Gate, Pending) {
-    let (proxy, [backend]) = proxied(top, [Setup::named("a").slots(1)]).await;
+    let (proxy, [backend]) = proxied(&format!("{top}{RARE_POLLS}"), [Setup::named("a").slots(1)]).await;
     let gate = Gate::closed();
     backend.always(Answer::json(200, completion(NATIVE).to_string()).behind(&gate));
     let held = proxy.client.begin_chat();

@@ -10,8 +10,7 @@ use crate::support::*;
 
 #[tokio::test]
 async fn a_backend_that_refuses_is_noticed_by_the_first_connection() {
-    // Polls are too rare to notice anything here.
-    let (proxy, [a, _b]) = proxied("[capacity]\npoll_interval = \"60s\"\nstale_after = \"60s\"\n", ["a", "b"]).await;
+    let (proxy, [a, _b]) = proxied(RARE_POLLS, ["a", "b"]).await;
     proxy.client.chat().await.ok();
     a.stop().await;
     let mut attempts = 0;
@@ -29,8 +28,8 @@ async fn a_backend_that_refuses_is_noticed_by_the_first_connection() {
 
 #[tokio::test]
 async fn a_backend_that_takes_no_connection_costs_the_time_to_connect_once() {
-    let top = "[timeouts]\nconnect = \"300ms\"\n[capacity]\npoll_interval = \"60s\"\nstale_after = \"60s\"\n";
-    let (proxy, [a, _b]) = proxied(top, ["a", "b"]).await;
+    let top = format!("[timeouts]\nconnect = \"300ms\"\n{RARE_POLLS}");
+    let (proxy, [a, _b]) = proxied(&top, ["a", "b"]).await;
     let _hung = a.hang().await;
     let start = Instant::now();
     let mut attempts = 0;

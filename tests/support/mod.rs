@@ -24,7 +24,7 @@ pub use gate::Gate;
 pub use load::Load;
 pub use metrics::{Metrics, Sample};
 pub use program::{Program, installed};
-pub use proxy::{Proxy, config, proxied};
+pub use proxy::{Proxy, RARE_POLLS, config, proxied};
 pub use raw::{Raw, chunked_head, in_chunks, request_head, sized_request};
 pub use reply::Reply;
 pub use shell::{Folder, vision_proxy};

@@ -23,6 +23,9 @@ pub struct Proxy {
     folder: Folder,
 }
 
+/// A table of the configuration: polls that are too rare to notice anything while a test runs.
+pub const RARE_POLLS: &str = "[capacity]\npoll_interval = \"60s\"\nstale_after = \"60s\"\n";
+
 /// The configuration of a fleet: `top` (further top-level keys and tables), then a table a backend.
 pub fn config<'a>(top: &str, backends: impl IntoIterator<Item = &'a Backend>) -> String {
     let entries: String = backends.into_iter().map(Backend::entry).collect();

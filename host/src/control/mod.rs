@@ -83,6 +83,7 @@ async fn serve(config: Config, source: ConfigSource, ready: impl FnOnce(Listenin
             () = watch.changed() => {
                 reload.config_changed(false).await;
                 reload.plugins_changed().await;
+                reload.forget_drained();
                 watch.follow(watched(&shared, &source));
             }
             Some(report) = faults.recv() => reload.fault(report).await,

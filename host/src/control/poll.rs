@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::config::{Capacity, Engine, Timeouts};
 use crate::edge::upstream::{self, Failure, Outgoing, Pool};
 use crate::edge::{Member, Shared};
-use crate::fleet::engine::{ANSWER_LIMIT_BYTES, Answer, Health, PROBES, Report, questions};
+use crate::fleet::engine::{ANSWER_LIMIT_BYTES, Answer, Health, PROBES, Report, ServedModel, questions};
 
 /// One question is given up after this long: a vLLM under load was seen to take 1.4 s.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(4);
@@ -124,7 +124,9 @@ impl Poller {
 
     /// Whatever comes back behind this address may be something else.
     fn forget_engine(&self) {
-        self.member.backend.known().engine = self.member.config.engine;
+        let mut known = self.member.backend.known();
+        known.engine = self.member.config.engine;
+        known.reported_slots = None;
     }
 
     /// Asks all that its engine is asked. An answer is an error only where the very first is missing.
@@ -222,15 +224,20 @@ impl Poller {
             let engine = settled.then_some(engine);
             changed |= known.engine != engine;
             known.engine = engine;
-            if let Some(models) = &report.models
-                && known.models.as_ref() != models
-            {
+            if let Some(models) = &report.models {
+                // Details change with every poll of some engines (`created` is now); only names matter to plugins.
+                changed |= !same_names(&known.models, models);
                 known.models = Arc::new(models.clone());
-                changed = true;
             }
         }
         let (capacity, _) = self.settings();
         backend.reported_in(&report, &capacity);
         changed
     }
+}
+
+fn same_names(before: &[ServedModel], now: &[ServedModel]) -> bool {
+    let names =
+        |models: &[ServedModel]| models.iter().map(|model| (model.native.clone(), model.alias)).collect::<Vec<_>>();
+    names(before) == names(now)
 }

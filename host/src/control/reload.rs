@@ -41,15 +41,17 @@ impl ConfigSource {
     }
 }
 
-/// The fleet a configuration asks for, keeping the backends that live already.
+/// The fleet a configuration asks for, keeping the backends that live already: those in use, and those that left
+/// and still hold requests, whose slots are not free because a file says so.
 ///
 /// # Errors
 /// Keys that cannot be sent.
-fn members(config: &Config, alive: &[Member], queue: &Arc<Queue>) -> Result<Vec<Member>, Mistakes> {
+fn members(config: &Config, alive: &[Member], retired: &[Member], queue: &Arc<Queue>) -> Result<Vec<Member>, Mistakes> {
     let mut mistakes = Vec::new();
     let mut member = |(at, backend): (usize, &BackendConfig)| {
         let living = alive
             .iter()
+            .chain(retired)
             .map(|member| &member.backend)
             .find(|living| *living.name == *backend.name && living.url == backend.url);
         let authorization = backend.api_key.as_ref().and_then(|key| {
@@ -78,7 +80,7 @@ fn members(config: &Config, alive: &[Member], queue: &Arc<Queue>) -> Result<Vec<
 /// What is wrong with plugins or keys, as mistakes of the configuration.
 pub fn first_snapshot(config: Config, plugins: &Plugins, queue: &Arc<Queue>) -> Result<Snapshot, Mistakes> {
     let (policy, translator) = plugins.active(&config)?;
-    let fleet = members(&config, &[], queue)?;
+    let fleet = members(&config, &[], &[], queue)?;
     for member in &fleet {
         member.backend.configure(member.config.slots, member.config.engine);
     }
@@ -100,6 +102,8 @@ pub struct Reload {
     /// By backend id.
     polling: HashMap<u64, Polling>,
     changed: mpsc::UnboundedSender<FleetChanged>,
+    /// Removed backends that still hold requests.
+    retired: Vec<Member>,
     /// Recent faults, by plugin name and content.
     strikes: BTreeMap<(String, String), Strikes>,
 }
@@ -119,6 +123,7 @@ impl Reload {
             status,
             pool: Rc::default(),
             polling: HashMap::new(),
+            retired: Vec::new(),
             changed,
             strikes: BTreeMap::new(),
         }
@@ -165,7 +170,7 @@ impl Reload {
                 })
                 .await;
         }
-        let fleet = members(&config, &old.fleet, &self.shared.queue)?;
+        let fleet = members(&config, &old.fleet, &self.retired, &self.shared.queue)?;
         let config = Arc::new(config);
         self.ask_first(&fleet).await;
         let swapped = self.swap(Arc::clone(&config), fleet.clone()).await;
@@ -186,6 +191,18 @@ impl Reload {
         drop(first);
         // Nothing is ever sent: the channel closes when the last poller lets go of it.
         let _ = timeout(FIRST_POLLS, asked.recv()).await;
+    }
+
+    /// Lets go of removed backends that hold no request any more.
+    pub fn forget_drained(&mut self) {
+        self.retired.retain(|gone| {
+            let is_drained = gone.backend.in_flight() == 0;
+            if is_drained {
+                tracing::info!(backend = %gone.backend.name, "drained");
+            }
+            !is_drained
+        });
+        self.status.retired.store(Arc::new(self.retired.clone()));
     }
 
     /// Polls exactly these from now on.
@@ -222,10 +239,14 @@ impl Reload {
                 self.polling.remove(&member.backend.id);
             }
         }
-        for gone in old.iter().filter(|old| !fleet.iter().any(|member| member.backend.id == old.backend.id)) {
-            tracing::info!(backend = %gone.backend.name, "removed: draining");
+        for gone in old.iter().filter(|old| !is_in(fleet, old)) {
+            tracing::info!(backend = %gone.backend.name, in_flight = gone.backend.in_flight(), "removed: draining");
             gone.backend.drain();
+            self.retired.push(gone.clone());
         }
+        self.retired.retain(|gone| !is_in(fleet, gone));
+        self.forget_drained();
+        self.shared.queue.release_stranded();
         self.poll_only(fleet);
     }
 
@@ -250,43 +271,11 @@ impl Reload {
         self.publish();
     }
 
-    /// Swaps in what the store now says; what cannot be started is refused and the one before runs on.
+    /// Swaps in what the store now says.
     async fn swap_plugins(&mut self) {
-        loop {
-            let snapshot = self.shared.snapshot.load_full();
-            let Ok((policy, translator)) = self.plugins.active(&snapshot.config) else { return };
-            let running = [snapshot.policy.version(), snapshot.translator.version()].map(|version| version.generation);
-            let new: Vec<_> = [&policy, &translator]
-                .into_iter()
-                .filter(|version| !running.contains(&version.generation))
-                .cloned()
-                .collect();
-            if new.is_empty() {
-                return;
-            }
-            let parts =
-                Parts { config: Arc::clone(&snapshot.config), fleet: snapshot.fleet.clone(), policy, translator };
-            match self.build(parts).await {
-                Ok(next) => {
-                    self.store(next);
-                    for version in new {
-                        tracing::info!(plugin = %version.name, sha256 = %version.sha256, "swapped in");
-                        self.status.plugin_reloaded(&version.name, true);
-                    }
-                    return;
-                }
-                Err(Some(NotStarted { version, refusal })) => {
-                    tracing::error!(plugin = %version.name, "refused, what ran runs on: {refusal}");
-                    self.status.plugin_reloaded(&version.name, false);
-                    let refuse =
-                        move |store: &mut Store, _: &Runtime| store.refuse(&version.name, &version.sha256, refusal);
-                    // A built-in cannot be refused: there is nothing before it to go back to.
-                    if self.plugins.with(refuse).await != Some(true) {
-                        return;
-                    }
-                }
-                Err(None) => return,
-            }
+        let snapshot = self.shared.snapshot.load_full();
+        if let Err(mistakes) = self.swap(Arc::clone(&snapshot.config), snapshot.fleet.clone()).await {
+            tracing::error!("no other plugin could be swapped in, what ran runs on: {mistakes}");
         }
     }
 
@@ -297,6 +286,7 @@ impl Reload {
             Kind::Policy => Arc::clone(snapshot.policy.version()),
             Kind::Translator => Arc::clone(snapshot.translator.version()),
         };
+        self.status.plugin_fault(&version.name, fault.reason());
         tracing::warn!(plugin = %version.name, reason = fault.reason(), "plugin call failed, the host answered: {fault}");
         let strikes = self.strikes.entry((version.name.clone(), version.sha256.clone())).or_default();
         if strikes.strike(Instant::now()) {
@@ -319,16 +309,46 @@ impl Reload {
         self.publish();
     }
 
+    /// Builds the next snapshot and stores it. A plugin file that cannot be started is refused, and the version before it
+    /// taken; where the very version that runs cannot, or nothing is left, the configuration is at fault.
     async fn swap(&mut self, config: Arc<Config>, fleet: Vec<Member>) -> Result<(), Mistakes> {
-        let (policy, translator) = self.plugins.active(&config)?;
-        match self.build(Parts { config, fleet, policy, translator }).await {
-            Ok(next) => {
-                self.store(next);
-                Ok(())
+        let mut refused = None;
+        loop {
+            let active = self.plugins.active(&config).map_err(|mistakes| refused.clone().unwrap_or(mistakes))?;
+            let (policy, translator) = active;
+            let running = self.running();
+            let mut new = vec![Arc::clone(&policy), Arc::clone(&translator)];
+            new.retain(|version| !running.contains(&version.generation));
+            match self.build(Parts { config: Arc::clone(&config), fleet: fleet.clone(), policy, translator }).await {
+                Ok(next) => {
+                    self.store(next, &new);
+                    return Ok(());
+                }
+                Err(Some(error)) => {
+                    let mistakes = not_started(&error);
+                    let is_running = running.contains(&error.version.generation);
+                    if is_running || !self.refuse(error).await {
+                        return Err(mistakes);
+                    }
+                    refused.get_or_insert(mistakes);
+                }
+                Err(None) => return Err(not_built()),
             }
-            Err(Some(error)) => Err(not_started(&error)),
-            Err(None) => Err(Mistakes { path: None, all: vec![mistake("", "the snapshot could not be built".into())] }),
         }
+    }
+
+    /// Refuses a file that cannot be started. False for a built-in: there is nothing before it to go back to.
+    async fn refuse(&self, NotStarted { version, refusal }: NotStarted) -> bool {
+        tracing::error!(plugin = %version.name, "refused: {refusal}");
+        self.status.plugin_reloaded(&version.name, false);
+        let refuse = move |store: &mut Store, _: &Runtime| store.refuse(&version.name, &version.sha256, refusal);
+        self.plugins.with(refuse).await == Some(true)
+    }
+
+    /// Generations of the plugins in use.
+    fn running(&self) -> [u64; 2] {
+        let snapshot = self.shared.snapshot.load();
+        [snapshot.policy.version(), snapshot.translator.version()].map(|version| version.generation)
     }
 
     /// Starts the plugins on a blocking thread. `Err(None)` where that thread died, which has been logged.
@@ -340,19 +360,29 @@ impl Reload {
             .map_err(Some)
     }
 
-    /// The one place where a snapshot is stored.
-    fn store(&self, next: Snapshot) {
+    /// The one place where a snapshot is stored. `new` are the plugins that begin to run with it.
+    fn store(&self, next: Snapshot, new: &[Arc<Version>]) {
         self.shared.snapshot.store(Arc::new(next));
+        for version in new {
+            tracing::info!(plugin = %version.name, sha256 = %version.sha256, "swapped in");
+            self.status.plugin_reloaded(&version.name, true);
+        }
         self.publish();
     }
 
     /// Shows the admin page what the store says.
     pub fn publish(&self) {
-        let snapshot = self.shared.snapshot.load();
-        let running = [snapshot.policy.version(), snapshot.translator.version()].map(|version| version.generation);
-        let rows = self.plugins.store().status(&running);
+        let rows = self.plugins.store().status(&self.running());
         self.status.plugins.store(Arc::new(rows));
     }
+}
+
+fn not_built() -> Mistakes {
+    Mistakes { path: None, all: vec![mistake("", "the snapshot could not be built".into())] }
+}
+
+fn is_in(fleet: &[Member], one: &Member) -> bool {
+    fleet.iter().any(|member| member.backend.id == one.backend.id)
 }
 
 /// What a running process cannot change.

@@ -10,11 +10,14 @@ use std::time::SystemTime;
 use arc_swap::ArcSwap;
 
 use crate::config::Mistakes;
+use crate::edge::Member;
 use crate::plugin::Row;
 
 /// Written by control, read by the admin listener.
 pub struct Status {
     pub plugins: ArcSwap<Vec<Row>>,
+    /// Removed backends that still hold requests.
+    pub retired: ArcSwap<Vec<Member>>,
     /// Every backend has been polled once and workers accept.
     pub ready: AtomicBool,
     reloads: Mutex<Reloads>,
@@ -33,6 +36,8 @@ pub struct Reloads {
     pub config_mistakes: Option<Mistakes>,
     /// Swaps and refusals by plugin.
     pub plugins: BTreeMap<String, (u64, u64)>,
+    /// Faults by plugin and reason, over all its versions.
+    pub faults: BTreeMap<(String, &'static str), u64>,
 }
 
 impl Status {
@@ -44,7 +49,12 @@ impl Status {
             config_loaded_at: Some(SystemTime::now()),
             ..Reloads::default()
         };
-        Arc::new(Self { plugins: ArcSwap::default(), ready: AtomicBool::new(false), reloads: Mutex::new(reloads) })
+        Arc::new(Self {
+            plugins: ArcSwap::default(),
+            retired: ArcSwap::default(),
+            ready: AtomicBool::new(false),
+            reloads: Mutex::new(reloads),
+        })
     }
 
     pub fn reloads(&self) -> MutexGuard<'_, Reloads> {
@@ -74,6 +84,10 @@ impl Status {
         let mut reloads = self.reloads();
         let (swapped, refused) = reloads.plugins.entry(name.to_owned()).or_default();
         *(if good { swapped } else { refused }) += 1;
+    }
+
+    pub fn plugin_fault(&self, name: &str, reason: &'static str) {
+        *self.reloads().faults.entry((name.to_owned(), reason)).or_default() += 1;
     }
 
     pub fn is_ready(&self) -> bool {

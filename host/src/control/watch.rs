@@ -8,7 +8,7 @@ use std::time::Duration;
 use notify::event::{AccessKind, AccessMode};
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until};
 
 /// Several events of one change are waited for, up to this long in all.
 const QUIET: Duration = Duration::from_millis(100);
@@ -22,6 +22,16 @@ pub struct Watch {
     /// `None` where the system gives none: the beat remains.
     watcher: Option<RecommendedWatcher>,
     folders: Vec<PathBuf>,
+    /// When to look although nothing was heard.
+    beat: Instant,
+    heard: Option<Heard>,
+}
+
+/// Events of one change, most likely: it is over when none has followed for a while.
+#[derive(Clone, Copy)]
+struct Heard {
+    quiet: Instant,
+    at_most: Instant,
 }
 
 impl Watch {
@@ -37,7 +47,7 @@ impl Watch {
         let watcher = notify::recommended_watcher(heard)
             .inspect_err(|error| tracing::warn!("files are only looked at now and then: {error}"))
             .ok();
-        let mut watch = Self { events, watcher, folders };
+        let mut watch = Self { events, watcher, folders, beat: Instant::now() + BEAT, heard: None };
         watch.arm();
         watch
     }
@@ -49,15 +59,23 @@ impl Watch {
         }
     }
 
-    /// Until something may have changed.
+    /// Until something may have changed. May be dropped and called again: what it has heard it keeps.
     pub async fn changed(&mut self) {
-        let beat = Instant::now() + BEAT;
-        tokio::select! {
-            Some(()) = self.events.recv() => {
-                let at_most = Instant::now() + QUIET_AT_MOST;
-                while let Ok(Some(())) = timeout_at((Instant::now() + QUIET).min(at_most), self.events.recv()).await {}
+        loop {
+            let at = self.heard.map_or(self.beat, |heard| heard.quiet.min(heard.at_most)).min(self.beat);
+            tokio::select! {
+                Some(()) = self.events.recv() => {
+                    let now = Instant::now();
+                    let at_most = self.heard.map_or(now + QUIET_AT_MOST, |heard| heard.at_most);
+                    self.heard = Some(Heard { quiet: now + QUIET, at_most });
+                }
+                () = sleep_until(at) => break,
             }
-            () = sleep_until(beat) => self.arm(),
+        }
+        self.heard = None;
+        if self.beat <= Instant::now() {
+            self.beat = Instant::now() + BEAT;
+            self.arm();
         }
     }
 

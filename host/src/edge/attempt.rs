@@ -15,6 +15,8 @@ use super::worker::{Candidate, Worker};
 use crate::config::Timeouts;
 use crate::fleet::Lease;
 
+/// A kept connection that ends this soon was closed for its age; later, the request has been read.
+const CLOSED_FOR_AGE: Duration = Duration::from_millis(50);
 /// An error's body is kept up to this size, to be passed on where the next backend does no better.
 const KEPT_ERROR_BYTES: usize = 64 * 1024;
 /// An error whose body takes longer than this is passed on without it.
@@ -29,6 +31,8 @@ pub struct Sending<'a> {
     pub body: &'a RequestBody,
     /// Whether a second run changes no state.
     pub repeatable: bool,
+    /// Whether it may be sent again once it was sent, by its nature and by configuration.
+    pub may_repeat: bool,
     /// Whether kept connections are not to be trusted any more: one has just turned out to be closed.
     pub fresh: bool,
 }
@@ -42,6 +46,7 @@ pub struct Begun {
     pub lease: Lease,
     /// From the first byte sent to the first byte of the body.
     pub took: Duration,
+    pub is_stream: bool,
 }
 
 /// An attempt that another backend may do better.
@@ -72,6 +77,7 @@ pub async fn attempt(
     }
     let begun = Instant::now();
     let deadline = begun + timeouts.first_byte;
+    lease.backend.attempted();
     let sent = send(worker, member, candidate, sending, timeouts, deadline).await;
     if member.authorization.is_some() {
         // The key of this backend must not go with the next attempt.
@@ -80,7 +86,7 @@ pub async fn attempt(
     }
     let answer = match sent {
         Ok(answer) => answer,
-        Err(failure) => return Err(Ended::failed(&failure, lease)),
+        Err(failure) => return Err(Ended::failed(&failure, lease, begun.elapsed())),
     };
     judge(answer, lease, begun, deadline).await
 }
@@ -97,20 +103,23 @@ async fn send(
     let request = Outgoing { method: sending.method, target: sending.target, headers: &sending.headers, body: &chunks };
     let to = (member.backend.id, &member.backend.url);
     // A kept connection may just be closing, and then nobody knows whether the request was read.
-    let fresh = !sending.repeatable || sending.fresh;
+    let fresh = !sending.may_repeat || sending.fresh;
     upstream::send(&worker.pool, to, &request, timeouts, fresh, deadline).await
 }
 
 /// Tells an answer for the client from one that another backend should be asked about first.
 async fn judge(answer: Answer, lease: Lease, begun: Instant, deadline: Instant) -> Result<Begun, Box<Ended>> {
     match answer.status.as_u16() {
-        429 | 503 => return Err(Ended::answered(Cause::Busy, answer, Bytes::new(), lease).await),
+        429 | 503 => return Err(Ended::busy(&answer, lease)),
         500 | 502 | 504..=599 => return Err(Ended::answered(Cause::ServerError, answer, Bytes::new(), lease).await),
         _ => {}
     }
     let mut answer = answer;
     let is_stream = is_event_stream(&answer.headers);
     let first = match timeout_at(deadline, first_piece(&mut answer, is_stream)).await {
+        Ok(Ok(None)) if is_stream => {
+            return Err(Ended::new(Cause::Unanswered, "its stream ended before it began".into(), lease));
+        }
         Ok(Ok(first)) => first,
         Ok(Err(why)) => return Err(Ended::new(Cause::Unanswered, why, lease)),
         Err(_) => return Err(Ended::new(Cause::Timeout, Failure::FirstByteTimeout.to_string(), lease)),
@@ -118,7 +127,7 @@ async fn judge(answer: Answer, lease: Lease, begun: Instant, deadline: Instant) 
     if is_stream && first_event_is_error(first.as_deref().unwrap_or_default()) == Some(true) {
         return Err(Ended::answered(Cause::ServerError, answer, first.unwrap_or_default(), lease).await);
     }
-    Ok(Begun { answer, first, lease, took: begun.elapsed() })
+    Ok(Begun { answer, first, lease, took: begun.elapsed(), is_stream })
 }
 
 /// The first piece of the body; of an event stream so much that its first event can be told from an error.
@@ -144,26 +153,32 @@ impl Ended {
         Box::new(Self { cause, why, lease, pause: Duration::ZERO, answer: None })
     }
 
-    fn failed(failure: &Failure, lease: Lease) -> Box<Self> {
+    fn failed(failure: &Failure, lease: Lease, after: Duration) -> Box<Self> {
         let cause = match failure {
+            Failure::Local(_) => Cause::Local,
             Failure::Connect(_) | Failure::ConnectTimeout => Cause::Connect,
-            Failure::Unanswered { reused: true } => Cause::Stale,
-            Failure::Unanswered { reused: false } => Cause::Unanswered,
+            Failure::Unanswered { reused: true } if after < CLOSED_FOR_AGE => Cause::Stale,
+            Failure::Unanswered { .. } => Cause::Unanswered,
             Failure::FirstByteTimeout => Cause::Timeout,
             Failure::Invalid(_) => Cause::Invalid,
         };
         Self::new(cause, failure.to_string(), lease)
     }
 
-    async fn answered(cause: Cause, answer: Answer, first: Bytes, lease: Lease) -> Box<Self> {
+    /// It has no room; how it says so is of no interest to the client.
+    fn busy(answer: &Answer, lease: Lease) -> Box<Self> {
         let pause = retry::pause(&answer.headers, SystemTime::now());
+        Box::new(Self { pause, ..*Self::new(Cause::Busy, format!("it answered {}", answer.status), lease) })
+    }
+
+    async fn answered(cause: Cause, answer: Answer, first: Bytes, lease: Lease) -> Box<Self> {
         let why = if answer.status == StatusCode::OK {
             "its stream began with an error".into()
         } else {
             format!("it answered {}", answer.status)
         };
         let kept = keep(answer, first).await;
-        Box::new(Self { cause, why, lease, pause, answer: Some(kept) })
+        Box::new(Self { answer: Some(kept), ..*Self::new(cause, why, lease) })
     }
 }
 

@@ -8,6 +8,7 @@ mod answer;
 mod attempt;
 mod client;
 mod headers;
+mod journey;
 mod json;
 mod pick;
 mod proxy;

@@ -42,6 +42,10 @@ pub struct Asking<'a> {
     pub served: &'a Served,
     /// Ids of backends that failed it.
     pub tried: &'a [u64],
+    /// Ids of backends that are left to those who came before.
+    pub reserved: Vec<u64>,
+    /// Whether a second run changes no state; only such a request may be the trial of a backend.
+    pub repeatable: bool,
     /// As the plugin sees it; `random` and `now_ms` are filled in here.
     pub request: Request,
 }
@@ -54,7 +58,7 @@ impl Asking<'_> {
             if rows.is_empty() {
                 return self.none_available();
             }
-            match self.ask(&rows) {
+            match self.ask(&rows, 0) {
                 Ok(candidate) => {
                     if let Some(lease) = self.member(candidate).and_then(|member| Backend::claim(&member.backend)) {
                         return Picked::Slot { candidate, lease };
@@ -66,25 +70,24 @@ impl Asking<'_> {
         Picked::AllBusy
     }
 
-    /// The same for a request whose turn in line came with a slot at one backend.
-    pub fn accept(&self, lease: Lease) -> Picked {
-        let holds = |candidate: &Candidate| {
+    /// The same for a request whose turn in line came with a slot at one backend. Where it does not take the slot, that
+    /// goes to those behind it.
+    pub fn accept(&self, lease: Lease, ticket: u64) -> Picked {
+        let is_its = |candidate: &Candidate| {
             self.current
                 .snapshot
                 .fleet
                 .get(candidate.member)
                 .is_some_and(|member| member.backend.id == lease.backend.id)
         };
-        let Some(candidate) = self.served.candidates.iter().position(holds) else { return Picked::AllBusy };
-        match self.ask(&[candidate]) {
+        let Some(candidate) = self.served.candidates.iter().position(is_its) else { return Picked::AllBusy };
+        match self.ask(&[candidate], 1) {
             Ok(candidate) => Picked::Slot { candidate, lease },
-            Err(other) => other,
+            Err(other) => {
+                lease.pass_on(ticket);
+                other
+            }
         }
-    }
-
-    /// What a request finds that must stand behind others: nobody, or all busy.
-    pub fn only_busy(&self) -> Picked {
-        if self.is_anyone_up() { Picked::AllBusy } else { Picked::Nobody }
     }
 
     pub fn is_anyone_up(&self) -> bool {
@@ -107,31 +110,40 @@ impl Asking<'_> {
     }
 
     fn available(&self) -> Vec<usize> {
-        self.untried().filter(|(_, backend)| backend.is_available()).map(|(at, _)| at).collect()
+        let may_take = |backend: &Arc<Backend>| {
+            backend.is_available()
+                && !self.reserved.contains(&backend.id)
+                && (self.repeatable || !backend.is_suspended())
+        };
+        self.untried().filter(|(_, backend)| may_take(backend)).map(|(at, _)| at).collect()
     }
 
     /// Busy, or nobody there? Where failures of real traffic speak against every one that is up, the evidence
     /// is soft: they stay in use.
     fn none_available(&self) -> Picked {
         let up = || self.untried().filter(|(_, backend)| backend.is_up());
-        if up().any(|(_, backend)| !backend.is_ejected()) {
+        if up().next().is_none() {
+            return Picked::Nobody;
+        }
+        if !self.reserved.is_empty() || up().any(|(_, backend)| !backend.is_ejected()) {
             return Picked::AllBusy;
         }
         let claimed = up().find_map(|(candidate, backend)| {
             Backend::claim_suspect(backend).map(|lease| Picked::Slot { candidate, lease })
         });
-        claimed.unwrap_or(if up().next().is_some() { Picked::AllBusy } else { Picked::Nobody })
+        claimed.unwrap_or(Picked::AllBusy)
     }
 
-    /// Asks the policy about these candidates; what is not a pick comes back as the error.
-    fn ask(&self, candidates: &[usize]) -> Result<usize, Picked> {
+    /// Asks the policy about these candidates; what is not a pick comes back as the error. `held`: slots that this very
+    /// request holds already.
+    fn ask(&self, candidates: &[usize], held: u32) -> Result<usize, Picked> {
         let request = Request { random: fastrand::u64(..), now_ms: now_ms(), ..self.request };
         let own = || {
             // The host's own round robin, where the plugin has no answer or a wrong one.
             let turn = request.sequence % (candidates.len().max(1) as u64);
             candidates.get(turn as usize).copied().ok_or(Picked::AllBusy)
         };
-        match self.call(&request, candidates) {
+        match self.call(&request, candidates, held) {
             Ok(Decision::Pick(row)) => candidates.get(row as usize).copied().map_or_else(own, Ok),
             Ok(Decision::Abstain) => own(),
             Ok(Decision::Hold) => Err(Picked::Hold),
@@ -145,23 +157,23 @@ impl Asking<'_> {
         }
     }
 
-    fn call(&self, request: &Request, candidates: &[usize]) -> Result<Decision, Fault> {
+    fn call(&self, request: &Request, candidates: &[usize], held: u32) -> Result<Decision, Fault> {
         let mut rows = self.current.rows.borrow_mut();
         rows.clear();
         let columns = self.current.snapshot.policy.columns();
         for member in candidates.iter().filter_map(|at| self.served.candidates.get(*at)) {
             let Some(row) = self.current.snapshot.fleet.get(member.member) else { continue };
             rows.push(u32::try_from(member.member).unwrap_or(u32::MAX));
-            push_columns(&mut rows, columns, row);
+            push_columns(&mut rows, columns, row, held);
         }
         self.current.snapshot.policy.pick(self.worker.index, request, &rows)
     }
 }
 
 /// The numbers of one backend, in the order the plugin asked for.
-fn push_columns(rows: &mut Vec<u32>, columns: &[Column], member: &Member) {
+fn push_columns(rows: &mut Vec<u32>, columns: &[Column], member: &Member, held: u32) {
     let backend = &member.backend;
-    let (in_flight, slots) = (backend.in_flight(), backend.slots());
+    let (in_flight, slots) = (backend.in_flight().saturating_sub(held), backend.slots());
     let (running, waiting, kv_permille, age_ms) = backend.reported();
     rows.extend(columns.iter().map(|column| match column {
         Column::InFlight => in_flight,

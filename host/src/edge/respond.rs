@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use http::Response;
@@ -41,6 +42,7 @@ impl Dress<'_> {
             rename: format.map(|format| Rename::new(format, self.nest(), &self.served.public)),
             usage: format.map(|_| Usage::new(self.counts())),
             out: VecDeque::new(),
+            backend: Arc::clone(&lease.backend),
             lease: Some(lease),
             last_word: self.last_word(response.headers(), format),
             eject_after: self.eject_after,
@@ -118,9 +120,9 @@ fn format_of(headers: &HeaderMap) -> Option<Format> {
 
 /// A body that is complete already goes out with its exact length, but for streams of events; any other as
 /// it comes, with the backend's length only where no name can change it.
-fn finish(relay: Relay, headers: &mut HeaderMap) -> Body {
+fn finish(mut relay: Relay, headers: &mut HeaderMap) -> Body {
     if relay.upstream.is_end() && !is_event_stream(headers) {
-        relay.count_tokens();
+        relay.settle();
         headers.remove(header::CONTENT_LENGTH);
         return Body::Whole(joined(relay.out));
     }

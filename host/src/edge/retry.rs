@@ -14,6 +14,8 @@ use crate::metrics::AttemptEnd;
 
 /// How long a backend is left alone that says it is busy and not for how long.
 const DEFAULT_PAUSE: Duration = Duration::from_secs(1);
+/// However soon it says: at once would be the same backend again.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 /// However long it says.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// A request under which so many backends broke is itself to blame.
@@ -22,9 +24,11 @@ const KILLS: u32 = 2;
 /// Why an attempt brought nothing that could be passed on without asking another backend first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
+    /// Nothing was sent, for want of something on this machine: file descriptors, ports.
+    Local,
     /// Nothing was sent.
     Connect,
-    /// It was sent over a kept connection, which ended before an answer: closed for its age, most likely.
+    /// It was sent over a kept connection, which ended at once: closed for its age.
     Stale,
     /// It was sent, and the connection ended before a byte of the answer's body.
     Unanswered,
@@ -41,7 +45,7 @@ pub enum Cause {
 impl Cause {
     pub fn counted_as(self) -> AttemptEnd {
         match self {
-            Self::Connect => AttemptEnd::Connect,
+            Self::Local | Self::Connect => AttemptEnd::Connect,
             Self::Stale | Self::Unanswered => AttemptEnd::Unanswered,
             Self::Invalid => AttemptEnd::Invalid,
             Self::Timeout => AttemptEnd::Timeout,
@@ -78,8 +82,9 @@ impl History {
         self.kills += u32::from(cause == Cause::Unanswered);
         self.server_errors += u32::from(matches!(cause, Cause::ServerError | Cause::Invalid));
         let again = match cause {
-            Cause::Connect | Cause::Busy => true,
-            Cause::Stale => repeatable && rules.retry_unanswered,
+            Cause::Local | Cause::Connect | Cause::Busy => true,
+            // Kept connections are only used where it may be sent again.
+            Cause::Stale => true,
             Cause::Unanswered => repeatable && rules.retry_unanswered && self.kills < KILLS,
             Cause::ServerError | Cause::Invalid => repeatable && self.server_errors < 2,
             Cause::Timeout => false,
@@ -97,7 +102,7 @@ impl History {
             Some(Cause::Invalid) => ProxyError::InvalidResponse,
             Some(Cause::Timeout) => ProxyError::UpstreamTimeout,
             Some(Cause::Busy) => ProxyError::Saturated { retry_after: DEFAULT_PAUSE },
-            Some(Cause::Connect | Cause::Stale | Cause::Unanswered | Cause::ServerError) | None => {
+            Some(Cause::Local | Cause::Connect | Cause::Stale | Cause::Unanswered | Cause::ServerError) | None => {
                 ProxyError::Unreachable
             }
         }
@@ -115,7 +120,9 @@ pub fn pause(headers: &HeaderMap, now: std::time::SystemTime) -> Duration {
     let seconds = |text: &str| text.parse().ok().map(Duration::from_secs);
     let date =
         |text: &str| httpdate::parse_http_date(text).ok().map(|date| date.duration_since(now).unwrap_or_default());
-    text.and_then(|text| seconds(text).or_else(|| date(text))).unwrap_or(DEFAULT_PAUSE).min(LONGEST_PAUSE)
+    text.and_then(|text| seconds(text).or_else(|| date(text)))
+        .unwrap_or(DEFAULT_PAUSE)
+        .clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
 }
 
 #[cfg(test)]
@@ -187,7 +194,7 @@ mod tests {
         };
         assert_eq!(pause_of("7"), Duration::from_secs(7));
         assert_eq!(pause_of("Sun, 06 Nov 1994 08:49:47 GMT"), Duration::from_secs(10));
-        assert_eq!(pause_of("Tue, 06 Nov 1984 08:49:47 GMT"), Duration::ZERO);
+        assert_eq!(pause_of("Tue, 06 Nov 1984 08:49:47 GMT"), SHORTEST_PAUSE);
         assert_eq!(pause_of("99999999999"), LONGEST_PAUSE);
         for odd in ["-5", "soon", "1.5"] {
             assert_eq!(pause_of(odd), DEFAULT_PAUSE, "{odd}");

@@ -6,7 +6,7 @@
 use http::Method;
 
 /// Whose manners a path has: the shape of errors and where an answer nests its model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Dialect {
     OpenAi,
     Anthropic,

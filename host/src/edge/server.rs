@@ -197,7 +197,13 @@ async fn connection(worker: &Rc<Worker>, stream: StdStream, phase: watch::Receiv
         return;
     }
     let mut stream = ClientStream::new(stream);
-    let Ok(Ok(is_http2)) = tokio::time::timeout(HEAD_TIMEOUT, stream.speaks_http2()).await else { return };
+    let mut draining = phase.clone();
+    let spoken = tokio::select! {
+        spoken = tokio::time::timeout(HEAD_TIMEOUT, stream.speaks_http2()) => spoken,
+        // It has said nothing yet: there is nothing to finish.
+        _ = draining.wait_for(|phase| *phase > Phase::Serving) => return,
+    };
+    let Ok(Ok(is_http2)) = spoken else { return };
     let watched = (!is_http2).then(|| stream.clone());
     let client = Rc::new(Client { address: peer.ip(), watched });
     if is_http2 {

@@ -10,8 +10,11 @@ use std::sync::atomic::AtomicU64;
 use bytes::Bytes;
 use http::HeaderValue;
 
+use super::route::Dialect;
 use super::snapshot::{FaultReport, Member, Shared, Snapshot};
 use super::upstream::Pool;
+use crate::config::Engine;
+use crate::fleet::Backend;
 use crate::metrics::Series;
 use crate::plugin::{Fault, Kind, Route};
 
@@ -31,11 +34,14 @@ pub struct Worker {
     pub unplaced: Arc<Series>,
 }
 
+/// What was resolved, by dialect and public name; `None`: nobody serves it.
+type Resolved = HashMap<(Dialect, Box<str>), Option<Rc<Served>>>;
+
 /// A snapshot as one worker uses it. It lasts as long as a request needs it.
 #[derive(Debug)]
 pub struct Current {
     pub snapshot: Arc<Snapshot>,
-    resolved: RefCell<HashMap<Box<str>, Option<Rc<Served>>>>,
+    resolved: RefCell<Resolved>,
     /// Rows of the pick under way, kept for their memory.
     pub rows: RefCell<Vec<u32>>,
 }
@@ -55,8 +61,8 @@ pub struct Served {
     /// Counts the requests for this model, over all workers.
     pub sequence: Arc<AtomicU64>,
     pub candidates: Box<[Candidate]>,
-    /// Ids of the candidates, for the queue.
-    pub ids: Arc<[u64]>,
+    /// The candidates' backends, for the queue.
+    pub backends: Arc<[Arc<Backend>]>,
     /// For requests that come to no backend.
     pub series: Arc<Series>,
 }
@@ -92,30 +98,43 @@ impl Worker {
         Rc::clone(&current)
     }
 
-    /// Who serves a model; `None`: nobody.
-    pub fn served(&self, current: &Current, model: &str) -> Option<Rc<Served>> {
-        if let Some(known) = current.resolved.borrow().get(model) {
+    /// Who serves a model to those who speak this dialect; `None`: nobody.
+    pub fn served(&self, current: &Current, model: &str, dialect: Dialect) -> Option<Rc<Served>> {
+        let key = (dialect, model.into());
+        if let Some(known) = current.resolved.borrow().get(&key) {
             return known.clone();
         }
-        let served = self.resolve(&current.snapshot, model).map(Rc::new);
+        let (routes, is_sure) = self.routes(&current.snapshot, model);
+        let served = self.resolve(&current.snapshot, model, dialect, routes).map(Rc::new);
         let mut resolved = current.resolved.borrow_mut();
         if resolved.len() >= RESOLVED_LIMIT {
             resolved.clear();
         }
-        resolved.insert(model.into(), served.clone());
+        if is_sure {
+            resolved.insert(key, served.clone());
+        }
         served
     }
 
-    /// Asks the translator where the catalog does not know; where it fails, the host's own rule answers:
-    /// who lists that very name.
-    fn resolve(&self, snapshot: &Arc<Snapshot>, model: &str) -> Option<Served> {
-        let asked = || {
-            snapshot.translator.resolve(self.index, model).unwrap_or_else(|fault| {
+    /// Asks the translator where the catalog does not know. Where it fails the host's own rule answers, and the answer
+    /// is not one to be kept.
+    fn routes(&self, snapshot: &Arc<Snapshot>, model: &str) -> (Vec<Route>, bool) {
+        if let Some(routes) = snapshot.routes.get(model) {
+            return (routes.clone(), true);
+        }
+        match snapshot.translator.resolve(self.index, model) {
+            Ok(routes) => (routes, true),
+            Err(fault) => {
                 self.report(snapshot, Kind::Translator, fault);
-                own_routes(snapshot, model)
-            })
-        };
-        let routes = snapshot.routes.get(model).cloned().unwrap_or_else(asked);
+                (own_routes(snapshot, model), false)
+            }
+        }
+    }
+
+    fn resolve(&self, snapshot: &Snapshot, model: &str, dialect: Dialect, mut routes: Vec<Route>) -> Option<Served> {
+        // In the order of the fleet, so that strict turns are the same whoever translates.
+        routes.sort_unstable_by_key(|route| route.backend);
+        prefer_native_speakers(snapshot, dialect, &mut routes);
         let candidates: Box<[Candidate]> =
             routes.iter().filter_map(|route| self.candidate(snapshot, model, route)).collect();
         if candidates.is_empty() {
@@ -123,14 +142,11 @@ impl Worker {
         }
         let public: Arc<str> = model.into();
         let at = snapshot.catalog.iter().position(|listed| listed.as_ref() == model);
+        let backend = |candidate: &Candidate| Some(Arc::clone(&snapshot.fleet.get(candidate.member)?.backend));
         Some(Served {
             model: at.and_then(|at| u32::try_from(at).ok()).unwrap_or(UNLISTED),
             sequence: self.shared.sequence(&public),
-            ids: candidates
-                .iter()
-                .filter_map(|candidate| snapshot.fleet.get(candidate.member))
-                .map(|member| member.backend.id)
-                .collect(),
+            backends: candidates.iter().filter_map(backend).collect(),
             series: self.shared.metrics.series(self.index, model, ""),
             candidates,
             public,
@@ -166,11 +182,28 @@ pub fn json_string(name: &str) -> Bytes {
 }
 
 fn own_routes(snapshot: &Snapshot, model: &str) -> Vec<Route> {
+    let wanted = snapshot.config.models.get(model).map(Vec::as_slice).unwrap_or_default();
     let native = |member: &Member| {
-        let listed =
-            || member.backend.known().models.iter().any(|served| served.native == model).then(|| model.to_owned());
+        let models = Arc::clone(&member.backend.known().models);
+        let lists = |name: &str| models.iter().any(|served| served.native == name);
+        let names = wanted.iter().map(String::as_str).chain([model]);
+        let listed = || names.into_iter().find(|name| lists(name)).map(str::to_owned);
         member.config.models.get(model).cloned().or_else(listed)
     };
     let route = |(index, member)| Some(Route { backend: u32::try_from(index).ok()?, native: native(member)? });
     snapshot.fleet.iter().enumerate().filter_map(route).collect()
+}
+
+/// Ollama's own API is spoken by Ollama: where one serves the model, others are not asked in it.
+fn prefer_native_speakers(snapshot: &Snapshot, dialect: Dialect, routes: &mut Vec<Route>) {
+    if dialect != Dialect::Ollama {
+        return;
+    }
+    let speaks = |route: &Route| {
+        let member = snapshot.fleet.get(route.backend as usize);
+        member.is_some_and(|member| member.backend.known().engine == Some(Engine::Ollama))
+    };
+    if routes.iter().any(speaks) {
+        routes.retain(speaks);
+    }
 }

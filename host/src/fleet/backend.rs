@@ -21,6 +21,9 @@ use crate::config::{BackendUrl, Capacity, Engine};
 
 /// After a return, slots grow from one to all of them over this time.
 const GROW_BACK_MS: u64 = 10_000;
+/// Without a new failure the average of errors halves in this time.
+const ERRORS_HALVE_MS: u64 = 5_000;
+
 /// A backend with everything that changes while it serves.
 #[derive(Debug)]
 pub struct Backend {
@@ -75,18 +78,25 @@ impl Backend {
 
     /// Takes a slot where one is free and the backend may be used at this moment.
     pub fn claim(backend: &Arc<Self>) -> Option<Lease> {
-        if backend.is_ejected() { None } else { Self::claim_suspect(backend) }
+        match (backend.is_suspended(), backend.is_ejected()) {
+            (false, _) => Self::take(backend, backend.slots()),
+            // Its time is up: one trial, and no more until that has ended.
+            (true, false) => Self::take(backend, 1),
+            (true, true) => None,
+        }
     }
 
     /// The same, also where failures of real traffic speak against it: for the last one standing.
     pub fn claim_suspect(backend: &Arc<Self>) -> Option<Lease> {
+        Self::take(backend, backend.slots())
+    }
+
+    fn take(backend: &Arc<Self>, limit: u32) -> Option<Lease> {
         if !backend.is_open() {
             return None;
         }
-        let limit = backend.live.limit.load(SeqCst);
         let take = |held: u32| (held < limit).then_some(held + 1);
         backend.live.in_flight.fetch_update(SeqCst, SeqCst, take).ok()?;
-        backend.live.requests.fetch_add(1, Relaxed);
         Some(Lease::new(backend))
     }
 
@@ -99,26 +109,52 @@ impl Backend {
     }
 
     /// Hands free slots to whoever waits for them.
-    pub(super) fn wake(self: &Arc<Self>) {
-        self.queue.freed(self);
+    pub fn wake(self: &Arc<Self>) {
+        self.queue.freed(self, 0);
+    }
+
+    /// The same, but only for those behind this ticket.
+    pub(super) fn wake_behind(self: &Arc<Self>, ticket: u64) {
+        self.queue.freed(self, ticket + 1);
+    }
+
+    /// A request is sent to it.
+    pub fn attempted(&self) {
+        self.live.requests.fetch_add(1, Relaxed);
     }
 
     /// Whether a request could be sent to it now but for the slots.
     fn is_open(&self) -> bool {
         self.live.reach.load(SeqCst) == REACH_UP
             && !self.live.draining.load(SeqCst)
-            && !self.live.engine_busy.load(Relaxed)
-            && (self.live.busy_until_ms.load(SeqCst) == 0 || !self.is_told_busy())
+            && (!self.live.engine_busy.load(SeqCst) || self.is_stale())
+            && !self.is_told_busy()
     }
 
     /// Whether it may be picked now: up, not busy, a slot free, not ejected by real traffic.
     pub fn is_available(&self) -> bool {
-        self.is_open() && self.in_flight() < self.slots() && !self.is_ejected()
+        let limit = if self.is_suspended() { 1 } else { self.slots() };
+        self.is_open() && self.in_flight() < limit && !self.is_ejected()
+    }
+
+    /// Whether failures of real traffic have put it out of use, and no good answer has brought it back yet.
+    pub fn is_suspended(&self) -> bool {
+        self.live.ejected.load(SeqCst)
+    }
+
+    /// Whether its last report is too old to be believed.
+    fn is_stale(&self) -> bool {
+        now_ms() > self.live.stale_at_ms.load(Relaxed)
     }
 
     /// Whether it is up as far as anyone knows, busy or not.
     pub fn is_up(&self) -> bool {
         self.live.reach.load(Relaxed) == REACH_UP && !self.live.draining.load(Relaxed)
+    }
+
+    /// Whether it has left the fleet, but for what it still holds.
+    pub fn is_draining(&self) -> bool {
+        self.live.draining.load(SeqCst)
     }
 
     /// Whether it has been asked at all.
@@ -128,11 +164,13 @@ impl Backend {
 
     /// Whether failures of real traffic keep it out of use now.
     pub fn is_ejected(&self) -> bool {
-        self.live.ejected.load(Relaxed) && self.known().health.is_ejected(now_ms())
+        self.is_suspended() && self.known().health.is_ejected(now_ms())
     }
 
     fn is_told_busy(&self) -> bool {
-        self.live.busy_until_ms.load(SeqCst) > now_ms()
+        // The clock is read only where it was told so once.
+        let until = self.live.busy_until_ms.load(SeqCst);
+        until > 0 && until > now_ms()
     }
 
     pub fn state(&self) -> State {
@@ -165,6 +203,9 @@ impl Backend {
     pub fn reported(&self) -> (u32, u32, u32, u32) {
         let at = self.live.reported_at_ms.load(Relaxed);
         let age = if at == 0 { UNKNOWN } else { u32::try_from(now_ms().saturating_sub(at)).unwrap_or(UNKNOWN) };
+        if self.is_stale() {
+            return (UNKNOWN, UNKNOWN, UNKNOWN, age);
+        }
         let read = |number: &AtomicU32| number.load(Relaxed);
         (read(&self.live.running), read(&self.live.waiting), read(&self.live.kv_permille), age)
     }
@@ -179,9 +220,15 @@ impl Backend {
         Duration::from_millis(u64::from(self.live.hold_ms.load(Relaxed)))
     }
 
-    /// Moving average of failed attempts, in permille.
+    /// Moving average of failed attempts, in permille; halved with every few seconds since the last failure, for a
+    /// backend that gets no request could not show that it is well again.
     pub fn errors_permille(&self) -> u32 {
-        self.live.errors_permille.load(Relaxed)
+        let errors = self.live.errors_permille.load(Relaxed);
+        if errors == 0 {
+            return 0;
+        }
+        let since_ms = now_ms().saturating_sub(self.live.failed_at_ms.load(Relaxed));
+        errors.checked_shr(u32::try_from(since_ms / ERRORS_HALVE_MS).unwrap_or(u32::MAX)).unwrap_or(0)
     }
 
     /// Attempts and failures since it was made.
@@ -215,12 +262,23 @@ impl Backend {
     /// A good poll: it is up, and this is what it says of itself. Wakes whoever waits for it.
     pub fn reported_in(self: &Arc<Self>, report: &Report, limits: &Capacity) {
         let mut known = self.known();
-        let returned = self.live.reach.load(SeqCst) == REACH_DOWN;
+        let before = self.live.reach.load(SeqCst);
+        let returned = before == REACH_DOWN;
+        if before != REACH_UP {
+            let engine = known.engine.map_or("unknown", Engine::name);
+            tracing::info!(backend = %self.name, engine, "up");
+            // Whatever it said before it went is void.
+            self.live.busy_until_ms.store(0, SeqCst);
+        }
         known.down_since = None;
         if !known.health.is_ejected(now_ms()) {
             known.last_error = None;
         }
-        known.reported_slots = report.limit.filter(|limit| *limit > 0);
+        // One answer missed is no news: the limit it last said stands.
+        known.reported_slots = report.limit.filter(|limit| *limit > 0).or(known.reported_slots);
+        if report.waiting.is_some_and(|waiting| waiting > limits.max_waiting) {
+            known.learned = known.learned.pushed_back(self.in_flight());
+        }
         known.kv_cache_used = report.kv_cache_used;
         if returned {
             known.returned_ms = Some(now_ms());
@@ -238,6 +296,7 @@ impl Backend {
         self.live.waiting.store(report.waiting.unwrap_or(UNKNOWN), Relaxed);
         self.live.kv_permille.store(report.kv_cache_used.map_or(UNKNOWN, permille), Relaxed);
         self.live.reported_at_ms.store(now_ms().max(1), Relaxed);
+        self.live.stale_at_ms.store(now_ms() + crate::clock::millis(limits.stale_after), Relaxed);
         let queues = report.waiting.is_some_and(|waiting| waiting > limits.max_waiting);
         let full = report.kv_cache_used.is_some_and(|used| used > limits.max_kv_cache);
         self.live.engine_busy.store(queues || full, SeqCst);
@@ -268,36 +327,41 @@ impl Backend {
             tracing::warn!(backend = %self.name, "down: {why}");
         }
         known.last_error = Some(why.to_owned());
-        drop(known);
-        self.poll_now.notify_one();
     }
 
     // --- what real traffic says ---
 
     /// It refused for want of room (429 or 503): nothing more for `pause`.
     pub fn pushed_back(&self, pause: Duration) {
-        self.live.busy_until_ms.store(now_ms() + crate::clock::millis(pause), SeqCst);
+        self.live.busy_until_ms.fetch_max(now_ms() + crate::clock::millis(pause), SeqCst);
         let mut known = self.known();
         known.learned = known.learned.pushed_back(self.in_flight());
         self.set_limit(&known);
     }
 
-    /// The first byte of a good answer came after `first_byte`.
-    pub fn answered(&self, first_byte: Duration) {
+    /// The first byte of an answer came after `first_byte`; of a stream, where `is_stream`.
+    pub fn began(self: &Arc<Self>, first_byte: Duration, is_stream: bool) {
         let micros = micros32(first_byte);
         let average = self.live.first_byte_us.load(Relaxed);
         self.live.first_byte_us.store(if average == 0 { micros } else { moved(average, micros) }, Relaxed);
-        move_average(&self.live.errors_permille, 0);
-        let full = self.in_flight() >= self.slots();
-        // The lock only where something may change: a limit that was reached, or a failure to be forgotten.
-        if full || self.live.suspect.load(Relaxed) {
-            self.learn(full, micros);
+        // The lock only where something may change: a limit that was reached.
+        if self.in_flight() >= self.slots() {
+            let has_room = self.live.waiting.load(Relaxed) == 0 && !self.is_stale();
+            let mut known = self.known();
+            known.learned = known.learned.answered(true, is_stream.then_some(micros), has_room);
+            self.set_limit(&known);
+            drop(known);
+            self.wake();
         }
     }
 
-    fn learn(&self, full: bool, first_byte_us: u32) {
+    /// A good answer came to its end: whatever failed before is forgotten.
+    pub fn completed(self: &Arc<Self>) {
+        if !self.live.suspect.load(Relaxed) {
+            return;
+        }
+        move_average(&self.live.errors_permille, 0);
         let mut known = self.known();
-        known.learned = known.learned.answered(full, first_byte_us);
         known.health = known.health.answered();
         self.live.suspect.store(false, Relaxed);
         if self.live.ejected.swap(false, SeqCst) {
@@ -306,11 +370,14 @@ impl Backend {
             tracing::info!(backend = %self.name, "trial passed: in use again");
         }
         self.set_limit(&known);
+        drop(known);
+        self.wake();
     }
 
     /// Real traffic failed on it.
     pub fn failed(&self, why: &str, eject_after: u32) {
         move_average(&self.live.errors_permille, 1000);
+        self.live.failed_at_ms.store(now_ms(), Relaxed);
         self.live.suspect.store(true, Relaxed);
         self.live.failures.fetch_add(1, Relaxed);
         let mut known = self.known();
@@ -324,15 +391,14 @@ impl Backend {
         self.poll_now.notify_one();
     }
 
-    /// The limit of this moment: the slots it has, fewer while they grow back, one while it is on trial.
+    /// The limit of this moment: the slots it has, fewer while they grow back.
     fn set_limit(&self, known: &Known) {
         let (slots, _) = known.slots();
         let grown = match known.returned_ms.map(|at| now_ms().saturating_sub(at)) {
             Some(age) if age < GROW_BACK_MS => (u64::from(slots) * age / GROW_BACK_MS) as u32,
             _ => slots,
         };
-        let limit = if self.live.ejected.load(SeqCst) { 1 } else { grown.max(1) };
-        self.live.limit.store(limit, SeqCst);
+        self.live.limit.store(grown.max(1), SeqCst);
     }
 }
 
@@ -410,8 +476,11 @@ pub(super) mod tests {
         }
         backend.reported_in(&Report::default(), &limits());
         assert_eq!(backend.state(), State::Down);
-        assert_eq!(backend.slots(), 1, "one trial at a time");
-        backend.answered(Duration::from_millis(5));
+        assert!(Backend::claim(&backend).is_none());
+        assert!(Backend::claim_suspect(&backend).is_some(), "the last one standing stays in use");
+        backend.began(Duration::from_millis(5), true);
+        assert_eq!(backend.state(), State::Down, "a beginning is no answer");
+        backend.completed();
         assert_eq!(backend.state(), State::Available);
     }
 

@@ -24,6 +24,14 @@ impl Lease {
         self.held = false;
         self.backend.give_back(None);
     }
+
+    /// Gives the slot to whoever stands in line behind this ticket: for a policy that would rather wait. Those before it
+    /// have been asked, and are asked again at the next event.
+    pub fn pass_on(mut self, ticket: u64) {
+        self.held = false;
+        self.backend.give_back(None);
+        self.backend.wake_behind(ticket);
+    }
 }
 
 impl Drop for Lease {

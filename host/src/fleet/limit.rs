@@ -37,18 +37,32 @@ impl Learned {
         self.scaled / ONE
     }
 
-    /// After an answer whose first byte took `first_byte_us`. The limit only moves when it was reached
-    /// (`full`): a limit nobody needed says nothing.
-    pub fn answered(self, full: bool, first_byte_us: u32) -> Self {
-        let floor_us = if self.floor_us == 0 { first_byte_us } else { self.floor_us.min(first_byte_us) };
-        let slow = first_byte_us > floor_us.saturating_mul(SLOW_FACTOR).saturating_add(SLOW_SLACK_US);
-        let scaled = match (full, slow) {
+    /// After a good answer. The limit only moves when it was reached (`full`): a limit nobody needed says
+    /// nothing. `first_byte_us` is given for streams alone: the first byte of any other answer comes at its end
+    /// and says how long it was. `has_room`: the engine says that nothing waits inside it, so that growth need
+    /// not be careful.
+    pub fn answered(self, full: bool, first_byte_us: Option<u32>, has_room: bool) -> Self {
+        let floor_us = first_byte_us.map_or(self.floor_us, |seen| self.floor_after(seen));
+        let is_slow =
+            first_byte_us.is_some_and(|seen| seen > floor_us.saturating_mul(SLOW_FACTOR).saturating_add(SLOW_SLACK_US));
+        let scaled = match (full, is_slow) {
             (false, _) => self.scaled,
+            (true, false) if has_room => self.scaled + ONE,
             // One slot more for every full round of the present limit.
             (true, false) => self.scaled + (ONE * ONE / self.scaled.max(1)).max(1),
             (true, true) => self.scaled - self.scaled / 64,
         };
         Self { scaled: bounded(scaled), floor_us }
+    }
+
+    /// The floor follows what is seen now, slowly: requests change, and a floor of another time would make every
+    /// answer slow for ever.
+    fn floor_after(self, seen_us: u32) -> u32 {
+        match self.floor_us {
+            0 => seen_us,
+            floor if seen_us <= floor => seen_us,
+            floor => floor + (seen_us - floor) / 32,
+        }
     }
 
     /// After a 429 or 503 while `in_flight` requests were at the backend: it takes fewer than that.
@@ -66,45 +80,46 @@ fn bounded(scaled: u32) -> u32 {
 mod tests {
     use super::*;
 
+    fn after(times: usize, learned: Learned, full: bool, first_byte_us: u32) -> Learned {
+        (0..times).fold(learned, |learned, _| learned.answered(full, Some(first_byte_us), false))
+    }
+
     #[test]
     fn grows_by_a_slot_a_round_while_answers_stay_quick() {
-        let mut learned = Learned::default();
-        for _ in 0..FIRST {
-            learned = learned.answered(true, 50_000);
-        }
+        let learned = after(FIRST as usize, Learned::default(), true, 50_000);
         assert!((FIRST..=FIRST + 1).contains(&learned.slots()));
-        for _ in 0..100 {
-            learned = learned.answered(true, 50_000);
-        }
-        assert!(learned.slots() > FIRST + 5, "{learned:?}");
+        assert!(after(100, learned, true, 50_000).slots() > FIRST + 5);
+    }
+
+    #[test]
+    fn grows_by_a_slot_an_answer_where_the_engine_has_room() {
+        let learned = (0..20).fold(Learned::default(), |learned, _| learned.answered(true, None, true));
+        assert_eq!(learned.slots(), FIRST + 20);
     }
 
     #[test]
     fn a_limit_that_is_not_reached_stays() {
-        let learned = Learned::default().answered(false, 1_000).answered(false, 900_000);
-        assert_eq!(learned.slots(), FIRST);
+        assert_eq!(after(9, after(1, Learned::default(), false, 1_000), false, 900_000).slots(), FIRST);
     }
 
     #[test]
-    fn shrinks_when_answers_grow_slow_or_the_engine_pushes_back() {
-        let mut learned = Learned::default().answered(true, 10_000);
-        for _ in 0..64 {
-            learned = learned.answered(true, 2_000_000);
-        }
-        assert!(learned.slots() < FIRST);
+    fn shrinks_when_streams_begin_late_or_the_engine_pushes_back() {
+        let quick = after(1, Learned::default(), true, 10_000);
+        assert!(after(5, quick, true, 2_000_000).slots() < FIRST);
         assert_eq!(Learned::default().pushed_back(8).slots(), 6);
         assert_eq!(Learned::default().pushed_back(2).slots(), 1);
     }
 
     #[test]
+    fn one_quick_answer_does_not_make_every_other_slow_for_ever() {
+        let learned = after(2_000, after(1, Learned::default(), true, 5_000), true, 600_000);
+        assert!(learned.slots() > FIRST, "{learned:?}");
+    }
+
+    #[test]
     fn never_leaves_its_range() {
-        let mut low = Learned::default();
-        let mut high = Learned::default();
-        for _ in 0..2_000_000 {
-            high = high.answered(true, 1);
-            low = low.pushed_back(0);
-        }
-        assert_eq!(high.slots(), *RANGE.end());
-        assert_eq!(low.slots(), *RANGE.start());
+        let high = (0..5_000).fold(Learned::default(), |learned, _| learned.answered(true, None, true));
+        let low = (0..50).fold(Learned::default(), |learned, _| learned.pushed_back(0));
+        assert_eq!((high.slots(), low.slots()), (*RANGE.end(), *RANGE.start()));
     }
 }

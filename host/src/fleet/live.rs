@@ -32,8 +32,11 @@ pub struct Live {
     pub waiting: AtomicU32,
     pub kv_permille: AtomicU32,
     pub reported_at_ms: AtomicU64,
+    /// When the last report ceases to be believed.
+    pub stale_at_ms: AtomicU64,
     pub first_byte_us: AtomicU32,
     pub errors_permille: AtomicU32,
+    pub failed_at_ms: AtomicU64,
     /// How long a slot is held, on average, in milliseconds.
     pub hold_ms: AtomicU32,
     pub requests: AtomicU64,
@@ -55,6 +58,8 @@ impl Live {
             waiting: AtomicU32::new(UNKNOWN),
             kv_permille: AtomicU32::new(UNKNOWN),
             reported_at_ms: AtomicU64::new(0),
+            stale_at_ms: AtomicU64::new(0),
+            failed_at_ms: AtomicU64::new(0),
             first_byte_us: AtomicU32::new(0),
             errors_permille: AtomicU32::new(0),
             hold_ms: AtomicU32::new(UNMEASURED_HOLD_MS),

@@ -31,16 +31,24 @@ pub struct Queue {
 #[derive(Debug)]
 struct Waiter {
     ticket: u64,
-    /// Ids of the backends that serve its model.
-    wants: Arc<[u64]>,
-    /// Those of them that already failed it.
+    /// The backends that serve its model.
+    wants: Arc<[Arc<Backend>]>,
+    /// Ids of those that already failed it.
     not: Box<[u64]>,
     give: oneshot::Sender<Lease>,
 }
 
 impl Waiter {
     fn can_use(&self, backend: u64) -> bool {
-        self.wants.contains(&backend) && !self.not.contains(&backend)
+        self.wants.iter().any(|wanted| wanted.id == backend) && !self.not.contains(&backend)
+    }
+
+    /// A slot for it at a backend that it can use. Where failures speak against every one that is up, the evidence is
+    /// soft and they stay in use.
+    fn claim(&self, backend: &Arc<Backend>) -> Option<Lease> {
+        let mut others = self.wants.iter().filter(|other| other.is_up() && !self.not.contains(&other.id));
+        Backend::claim(backend)
+            .or_else(|| others.all(|other| other.is_ejected()).then(|| Backend::claim_suspect(backend)).flatten())
     }
 }
 
@@ -68,13 +76,20 @@ impl Queue {
         self.size.store(size, SeqCst);
     }
 
-    /// Whether somebody already waits for one of these backends, so that a newcomer has to stand behind.
-    pub fn is_before(&self, wants: &Arc<[u64]>) -> bool {
+    /// Which of these backends somebody in line could use: a newcomer leaves them to those before it.
+    pub fn wanted<'a>(&self, backends: impl Iterator<Item = &'a Arc<Backend>>) -> Vec<u64> {
         if self.waiting() == 0 {
-            return false;
+            return Vec::new();
         }
-        let shares = |other: &Arc<[u64]>| Arc::ptr_eq(other, wants) || other.iter().any(|id| wants.contains(id));
-        self.line().iter().any(|waiter| shares(&waiter.wants))
+        let line = self.line();
+        backends.map(|backend| backend.id).filter(|id| line.iter().any(|waiter| waiter.can_use(*id))).collect()
+    }
+
+    /// Lets those go whose every backend has left the fleet: they have to look for others.
+    pub fn release_stranded(&self) {
+        let mut line = self.line();
+        line.retain(|waiter| !waiter.wants.iter().all(|wanted| wanted.is_draining()));
+        self.waiting.store(line.len(), SeqCst);
     }
 
     /// Stands in line for a slot at one of `wants` but `not`; `backends` are the same, to be looked at once more.
@@ -83,24 +98,34 @@ impl Queue {
     /// [`Refused`] where the line is full.
     pub fn enter<'a>(
         self: &Arc<Self>,
-        wants: &Arc<[u64]>,
+        wants: &Arc<[Arc<Backend>]>,
         not: &[u64],
         backends: impl Iterator<Item = &'a Arc<Backend>>,
     ) -> Result<Place, Refused> {
         let place = self.stand(wants, not, None)?;
         // A slot freed just before we stood here woke nobody.
         for backend in backends {
-            self.freed(backend);
+            self.freed(backend, 0);
         }
         Ok(place)
     }
 
     /// Takes a place again that a policy gave up with `hold`: asked at the next event, not at once.
-    pub fn enter_again(self: &Arc<Self>, ticket: u64, wants: &Arc<[u64]>, not: &[u64]) -> Result<Place, Refused> {
+    pub fn enter_again(
+        self: &Arc<Self>,
+        ticket: u64,
+        wants: &Arc<[Arc<Backend>]>,
+        not: &[u64],
+    ) -> Result<Place, Refused> {
         self.stand(wants, not, Some(ticket))
     }
 
-    fn stand(self: &Arc<Self>, wants: &Arc<[u64]>, not: &[u64], ticket: Option<u64>) -> Result<Place, Refused> {
+    fn stand(
+        self: &Arc<Self>,
+        wants: &Arc<[Arc<Backend>]>,
+        not: &[u64],
+        ticket: Option<u64>,
+    ) -> Result<Place, Refused> {
         let (give, given) = oneshot::channel();
         let mut line = self.line();
         if line.len() >= self.size() && ticket.is_none() {
@@ -113,14 +138,14 @@ impl Queue {
         Ok(Place { queue: Arc::clone(self), ticket, given })
     }
 
-    /// A slot of this backend may be free: hands it to whoever is first in line for it.
-    pub fn freed(&self, backend: &Arc<Backend>) {
+    /// A slot of this backend may be free: hands it to whoever is first in line for it, from ticket `from` on.
+    pub fn freed(&self, backend: &Arc<Backend>, from: u64) {
         if self.waiting() == 0 {
             return;
         }
         let mut line = self.line();
-        while let Some(at) = line.iter().position(|waiter| waiter.can_use(backend.id)) {
-            let Some(lease) = Backend::claim(backend) else { return };
+        while let Some(at) = line.iter().position(|waiter| waiter.ticket >= from && waiter.can_use(backend.id)) {
+            let Some(lease) = line.get(at).and_then(|waiter| waiter.claim(backend)) else { return };
             let waiter = line.remove(at);
             self.waiting.store(line.len(), SeqCst);
             if let Some(Err(lease)) = waiter.map(|waiter| waiter.give.send(lease)) {
@@ -153,13 +178,10 @@ pub struct Place {
 }
 
 impl Place {
-    /// Waits for its turn. Pending for ever where no slot frees: the caller sets the deadline.
-    pub async fn turn(&mut self) -> Lease {
-        match (&mut self.given).await {
-            Ok(lease) => lease,
-            // The sender lives in the line until a lease is sent, and the line lives as long as this place.
-            Err(_) => std::future::pending().await,
-        }
+    /// Waits for its turn; `None` where all that it waits for has left the fleet. Pending for ever where no slot frees:
+    /// the caller sets the deadline.
+    pub async fn turn(&mut self) -> Option<Lease> {
+        (&mut self.given).await.ok()
     }
 }
 
@@ -174,8 +196,8 @@ mod tests {
     use super::*;
     use crate::fleet::backend::tests::backend_with;
 
-    fn wants(backends: &[&Arc<Backend>]) -> Arc<[u64]> {
-        backends.iter().map(|backend| backend.id).collect()
+    fn wants(backends: &[&Arc<Backend>]) -> Arc<[Arc<Backend>]> {
+        backends.iter().map(|backend| Arc::clone(backend)).collect()
     }
 
     fn enter(queue: &Arc<Queue>, backend: &Arc<Backend>) -> Place {
@@ -190,11 +212,11 @@ mod tests {
         let mut first = enter(&queue, &backend);
         let mut second = enter(&queue, &backend);
         drop(held);
-        let lease = first.turn().await;
+        let lease = first.turn().await.unwrap();
         assert!(Backend::claim(&backend).is_none(), "handed over, never free in between");
         assert_eq!(queue.waiting(), 1);
         drop(lease);
-        second.turn().await;
+        second.turn().await.unwrap();
     }
 
     #[tokio::test]
@@ -208,7 +230,7 @@ mod tests {
         drop(leaves);
         drop(held);
         drop(handed_then_left);
-        stays.turn().await;
+        stays.turn().await.unwrap();
         assert_eq!(queue.waiting(), 0);
         assert_eq!(backend.in_flight(), 0);
     }
@@ -230,15 +252,43 @@ mod tests {
         let (_held_a, held_b) = (Backend::claim(&a).unwrap(), Backend::claim(&b).unwrap());
         let _for_a = enter(&queue, &a);
         let mut for_b = enter(&queue, &b);
-        assert!(queue.is_before(&wants(&[&a, &b])));
+        assert_eq!(queue.wanted([&a, &b].into_iter()), [a.id, b.id]);
         drop(held_b);
-        for_b.turn().await;
+        for_b.turn().await.unwrap();
     }
 
     #[tokio::test]
     async fn a_slot_that_is_free_when_one_enters_is_taken_at_once() {
         let queue = Queue::new(8);
         let backend = backend_with(&queue, 1);
-        enter(&queue, &backend).turn().await;
+        enter(&queue, &backend).turn().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_for_what_left_the_fleet_is_told() {
+        let queue = Queue::new(8);
+        let (gone, stays) = (backend_with(&queue, 1), backend_with(&queue, 1));
+        let _held = (Backend::claim(&gone), Backend::claim(&stays));
+        let mut stranded = enter(&queue, &gone);
+        let _waits = enter(&queue, &stays);
+        gone.drain();
+        queue.release_stranded();
+        assert!(stranded.turn().await.is_none());
+        assert_eq!(queue.waiting(), 1);
+    }
+
+    #[tokio::test]
+    async fn waiters_get_the_last_one_standing() {
+        let queue = Queue::new(8);
+        let backend = backend_with(&queue, 2);
+        let held = (Backend::claim(&backend), Backend::claim(&backend));
+        let mut first = enter(&queue, &backend);
+        let mut second = enter(&queue, &backend);
+        for _ in 0..5 {
+            backend.failed("reset", 5);
+        }
+        assert!(backend.is_ejected());
+        drop(held);
+        let _both = (first.turn().await.unwrap(), second.turn().await.unwrap());
     }
 }

@@ -46,6 +46,9 @@ impl Translator for ModelMap {
         let named = fleet.backends.iter().flat_map(|backend| &backend.names).map(|(public, _)| public);
         self.configured.clear();
         for public in self.models.keys().chain(named) {
+            if self.configured.contains_key(public) {
+                continue; // many backends may name it
+            }
             let routes = self.routes(fleet, public);
             if !routes.is_empty() {
                 self.configured.insert(public.clone(), routes);
@@ -100,6 +103,7 @@ fn listed(fleet: &Fleet) -> BTreeMap<String, Vec<Route>> {
 
 /// Every public name, and each listed name that has none on some backend that lists it.
 fn catalog(configured: &BTreeMap<String, Vec<Route>>, listed: &BTreeMap<String, Vec<Route>>) -> BTreeSet<String> {
+    // Extended, not collected: collecting sorts first, which makes the plugin a tenth larger.
     let mut renamed = BTreeSet::new();
     renamed.extend(configured.values().flatten().map(|route| (route.backend, untagged(&route.native))));
     let mut catalog = BTreeSet::new();

@@ -38,7 +38,7 @@ impl<'a, P: Policy> Candidates<'a, P> {
         self.iter().nth(row)
     }
 
-    /// The candidates in the order of their rows, which is that of the fleet.
+    /// The candidates in the order of their rows.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Candidate<'a, P>> + use<'a, P> {
         let rows = self.rows.chunks_exact(Self::WIDTH).enumerate();
         rows.map(|(row, numbers)| Candidate { row: row as u32, numbers, policy: PhantomData })

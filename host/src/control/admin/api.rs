@@ -15,7 +15,9 @@ use crate::plugin::Row;
 pub fn fleet(view: &View) -> Value {
     let snapshot = view.shared.snapshot.load();
     let row = |(index, member)| backend(member, names(&snapshot.routes, index));
-    let backends: Vec<Value> = snapshot.fleet.iter().enumerate().map(row).collect();
+    let retired = view.status.retired.load();
+    let draining = retired.iter().map(|member| backend(member, Map::new()));
+    let backends: Vec<Value> = snapshot.fleet.iter().enumerate().map(row).chain(draining).collect();
     json!({
         "generation": snapshot.generation,
         "backends": backends,

@@ -45,6 +45,7 @@ struct Gauges {
     backends: Vec<BackendGauges>,
     queue_waiting: usize,
     plugins: Vec<PluginGauges>,
+    plugin_faults: BTreeMap<(String, &'static str), u64>,
     plugin_reloads: BTreeMap<String, (u64, u64)>,
     config_reloads: (u64, u64),
 }
@@ -62,7 +63,6 @@ struct BackendGauges {
 #[derive(Debug)]
 struct PluginGauges {
     name: String,
-    faults: [u64; Fault::REASONS.len()],
     calls_timed: u64,
     seconds_timed: f64,
 }
@@ -87,7 +87,6 @@ impl Gauges {
             let timing = version.counters.timing();
             PluginGauges {
                 name: version.name.clone(),
-                faults: version.counters.faults(),
                 calls_timed: timing.calls,
                 seconds_timed: timing.total.as_secs_f64(),
             }
@@ -96,6 +95,7 @@ impl Gauges {
             backends: backends.collect(),
             queue_waiting: view.shared.queue.waiting(),
             plugins: plugins.into(),
+            plugin_faults: reloads.faults,
             plugin_reloads: reloads.plugins,
             config_reloads: (reloads.config_generation, reloads.config_refused),
         }
@@ -265,11 +265,16 @@ fn plugin_calls(all: &Exposed, to: &mut Writer<'_>) -> fmt::Result {
     Ok(())
 }
 
+/// Every reason of the plugins in use, and whatever was counted of others.
 fn plugin_faults(all: &Exposed, to: &mut Writer<'_>) -> fmt::Result {
+    let mut counts = all.gauges.plugin_faults.clone();
     for plugin in &all.gauges.plugins {
-        for (reason, count) in Fault::REASONS.iter().zip(plugin.faults) {
-            to.count(&[("plugin", &plugin.name), ("reason", reason)], count)?;
+        for reason in Fault::REASONS {
+            counts.entry((plugin.name.clone(), reason)).or_default();
         }
+    }
+    for ((plugin, reason), count) in &counts {
+        to.count(&[("plugin", plugin), ("reason", reason)], *count)?;
     }
     Ok(())
 }

@@ -63,7 +63,11 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>, status: Arc<Statu
 }
 
 fn answer(view: &View, request: &Request<Incoming>) -> Answer {
-    if let Err(why) = is_own(request.headers()) {
+    // What a scraper or a load balancer asks may be asked by any name; it shows nothing and changes nothing.
+    let is_guarded = !matches!(request.uri().path(), "/metrics" | "/livez" | "/readyz");
+    if let Err(why) = is_own(request.headers())
+        && is_guarded
+    {
         return error(StatusCode::FORBIDDEN, "forbidden", why);
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {

@@ -16,7 +16,7 @@ use super::usage::Usage;
 use crate::edge::client::Exchange;
 use crate::edge::route::Dialect;
 use crate::edge::upstream::{Broken, UpstreamBody};
-use crate::fleet::Lease;
+use crate::fleet::{Backend, Lease};
 use crate::metrics::{CLIENT_GONE, Series};
 
 /// Counts a request once, when the last who holds it lets go, however it ended.
@@ -64,6 +64,7 @@ pub struct Relay {
     pub out: VecDeque<Bytes>,
     /// Given back when the backend has sent its last byte, or with the body.
     pub lease: Option<Lease>,
+    pub backend: Arc<Backend>,
     pub last_word: LastWord,
     pub eject_after: u32,
     pub end: End,
@@ -127,8 +128,18 @@ impl Relay {
         }
     }
 
+    /// The backend has done its part: what it failed before is forgotten, and its tokens count. An answer that blames
+    /// the request says nothing of the backend.
+    pub fn settle(&mut self) {
+        if self.account.status.get() < 400 {
+            self.backend.completed();
+        }
+        self.lease = None;
+        self.count_tokens();
+    }
+
     /// Adds the tokens of a complete answer to the model's.
-    pub fn count_tokens(&self) {
+    fn count_tokens(&self) {
         if let Some(tokens) = self.usage.as_ref().and_then(Usage::tokens) {
             let series = self.account.series.borrow();
             series.prompt_tokens.fetch_add(tokens.input, Relaxed);
@@ -137,15 +148,14 @@ impl Relay {
     }
 
     fn complete(&mut self) {
-        self.count_tokens();
-        self.lease = None;
+        self.settle();
         self.end = End::Complete;
     }
 
     fn interrupted(&mut self, broken: Broken) {
-        if let Some(lease) = self.lease.take() {
-            lease.backend.failed(&broken.to_string(), self.eject_after);
-        }
+        // Before its slot is free for others.
+        self.backend.failed(&broken.to_string(), self.eject_after);
+        self.lease = None;
         let word = self.last_word.text();
         self.end = if word.is_empty() { End::Cut } else { End::Flushing };
         if !word.is_empty() {

@@ -32,6 +32,8 @@ pub struct UpstreamBody {
     first: Bytes,
     pool: Rc<Pool>,
     home: Home,
+    /// A piece has been handed on.
+    begun: bool,
     between_chunks: Duration,
     silence: Option<Silence>,
 }
@@ -71,6 +73,7 @@ impl UpstreamBody {
             first: Bytes::new(),
             pool: Rc::clone(pool),
             home,
+            begun: false,
             between_chunks,
             silence: None,
         };
@@ -91,11 +94,16 @@ impl UpstreamBody {
     /// The next piece; `None` after the last.
     pub fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Broken>>> {
         if !self.first.is_empty() {
+            self.begun = true;
             return Poll::Ready(Some(Ok(std::mem::take(&mut self.first))));
         }
         loop {
             let Some(stream) = &self.stream else { return Poll::Ready(None) };
             if stream.poll_read_ready(cx).is_pending() {
+                if !self.begun {
+                    // Until the first piece the caller's own deadline counts.
+                    return Poll::Pending;
+                }
                 ready!(self.poll_silence(cx));
                 return Poll::Ready(Some(Err(Broken::Stalled)));
             }
@@ -113,7 +121,10 @@ impl UpstreamBody {
             };
             match piece {
                 Ok(piece) if piece.is_empty() => {}
-                other => return Poll::Ready(Some(other)),
+                other => {
+                    self.begun = true;
+                    return Poll::Ready(Some(other));
+                }
             }
         }
     }

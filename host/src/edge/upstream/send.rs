@@ -46,6 +46,9 @@ pub struct Answer {
 /// Why an attempt brought no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
+    /// This machine has run out of something: nobody's fault over there.
+    #[error("cannot connect for want of local resources: {0}")]
+    Local(io::Error),
     #[error("cannot connect: {0}")]
     Connect(io::ErrorKind),
     #[error("connecting timed out")]
@@ -80,7 +83,7 @@ pub async fn send(
         None => timeout(timeouts.connect, pool::connect(url))
             .await
             .map_err(|_| Failure::ConnectTimeout)?
-            .map_err(|error| Failure::Connect(error.kind()))?,
+            .map_err(unconnected)?,
     };
     let unanswered = |_| Failure::Unanswered { reused };
     let exchange = async {
@@ -89,6 +92,16 @@ pub async fn send(
     };
     let (head, whole) = timeout_at(deadline, exchange).await.map_err(|_| Failure::FirstByteTimeout)??;
     head.into_answer(stream, pool, id, whole, timeouts.between_chunks, request.method)
+}
+
+/// EMFILE, ENFILE, ENOMEM, ENOBUFS and EADDRNOTAVAIL: what connecting lacks on this side.
+const LOCAL_ERRORS: [i32; 5] = [24, 23, 12, 105, 99];
+
+fn unconnected(error: io::Error) -> Failure {
+    match error.raw_os_error() {
+        Some(code) if LOCAL_ERRORS.contains(&code) => Failure::Local(error),
+        _ => Failure::Connect(error.kind()),
+    }
 }
 
 /// The request line and the fields.
@@ -126,26 +139,38 @@ async fn write(stream: &TcpStream, head: &Bytes, body: &[Bytes], pool: &Pool) ->
     let mut pieces = Vec::with_capacity(1 + body.len());
     pieces.push(head.clone());
     pieces.extend(body.iter().filter(|piece| !piece.is_empty()).cloned());
-    let mut done = 0;
+    let (mut done, mut answered) = (0, Vec::new());
     while let Some(left) = pieces.get_mut(done..).filter(|left| !left.is_empty()) {
         match try_write(stream, left) {
             Ok(written) => done += advance(left, written),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                let ready = stream.ready(Interest::READABLE | Interest::WRITABLE).await?;
-                if ready.is_readable()
-                    && let Some(answered) = read_early(stream, pool)?
-                {
+                if stream.ready(Interest::READABLE | Interest::WRITABLE).await?.is_readable() {
+                    answered.extend(read_early(stream, pool)?.unwrap_or_default());
+                }
+                if is_final(&mut answered) {
                     return Ok(Written { whole: false, answered });
                 }
             }
             // It closed, perhaps after saying why.
             Err(error) => {
-                let answered = read_early(stream, pool).ok().flatten().ok_or(error)?;
+                answered.extend(read_early(stream, pool).ok().flatten().ok_or(error)?);
                 return Ok(Written { whole: false, answered });
             }
         }
     }
-    Ok(Written { whole: true, answered: Vec::new() })
+    Ok(Written { whole: true, answered })
+}
+
+/// Whether what a backend said while it was being written to is its answer. `100 Continue` and its like are not; they
+/// are taken off.
+fn is_final(answered: &mut Vec<u8>) -> bool {
+    loop {
+        match Head::parse(answered) {
+            Ok(Parsed::Interim { length }) => drop(answered.drain(..length)),
+            Ok(Parsed::Partial) => return false,
+            Ok(Parsed::Final(_)) | Err(_) => return true,
+        }
+    }
 }
 
 fn try_write(stream: &TcpStream, pieces: &[Bytes]) -> io::Result<usize> {
