@@ -46,8 +46,8 @@ async fn cancelled(backend: &Backend) -> Instant {
     newest().expect("just seen")
 }
 
-/// Lets clients leave in every way, with these bytes behind their request and again later, while the backend answers so far and
-/// no further; requires that the backend hears of it in time and every slot comes back.
+/// Lets clients leave in every way, with these bytes behind their request and again later, while the backend
+/// answers so far and no further; requires that the backend hears of it in time and every slot comes back.
 async fn is_cancelled_in_time(answer: Answer, seen_before: Option<&str>, behind: &str) {
     let (proxy, [backend]) = proxied("", [Setup::named("a").slots(2)]).await;
     backend.always(answer);

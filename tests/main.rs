@@ -22,5 +22,6 @@ mod reload;
 mod returning;
 mod slots;
 mod streaming;
+mod tidy;
 mod transparency;
 mod vision;

@@ -1,0 +1,84 @@
+//! The house rules that a machine can check: which room imports which, how files begin, how long they grow.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// What each room may import besides itself, from the ground up.
+const ROOMS: [(&str, &[&str]); 9] = [
+    ("clock", &[]),
+    ("config", &[]),
+    ("error", &[]),
+    ("metrics", &[]),
+    ("fleet", &["clock", "config"]),
+    ("plugin", &["config"]),
+    ("edge", &["clock", "config", "error", "fleet", "metrics", "plugin"]),
+    ("control", &["clock", "config", "edge", "fleet", "metrics", "plugin"]),
+    ("cli", &["config", "control", "edge", "fleet", "plugin"]),
+];
+/// Lines before the tests of a file.
+const LONGEST_FILE: usize = 400;
+
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).expect("a folder of sources").map(|entry| entry.expect("an entry").path());
+    let (folders, files): (Vec<_>, Vec<_>) = entries.partition(|path| path.is_dir());
+    let rust = files.into_iter().filter(|path| path.extension().is_some_and(|extension| extension == "rs"));
+    rust.chain(folders.iter().flat_map(|folder| sources(folder))).collect()
+}
+
+fn host() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
+}
+
+fn text(path: &Path) -> String {
+    fs::read_to_string(path).expect("a source file")
+}
+
+/// The first part of a path inside the crate: the room.
+fn room(path: &Path) -> String {
+    let inside = path.strip_prefix(host()).expect("a file of the host").iter().next().expect("a name");
+    inside.to_string_lossy().trim_end_matches(".rs").to_owned()
+}
+
+#[test]
+fn rooms_import_only_what_stands_before_them() {
+    for path in sources(&host()) {
+        let room = room(&path);
+        let Some((_, allowed)) = ROOMS.iter().find(|(name, _)| *name == room) else {
+            assert!(["lib", "main"].contains(&room.as_str()), "{} is in no room", path.display());
+            continue;
+        };
+        let text = text(&path);
+        let named = text.split("crate::").skip(1);
+        let rooms = named.map(|rest| rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap_or_default());
+        for other in rooms.filter(|other| ROOMS.iter().any(|(name, _)| name == other)) {
+            assert!(other == room || allowed.contains(&other), "{} imports {other}", path.display());
+        }
+    }
+}
+
+#[test]
+fn every_file_says_first_what_lives_there() {
+    for path in sources(&host()) {
+        assert!(text(&path).starts_with("//! "), "{}", path.display());
+    }
+}
+
+#[test]
+fn no_file_outgrows_one_idea() {
+    for path in sources(&host()) {
+        let text = text(&path);
+        let lines = text.lines().take_while(|line| !line.starts_with("#[cfg(test)]")).count();
+        assert!(lines <= LONGEST_FILE, "{}: {lines} lines before its tests", path.display());
+    }
+}
+
+#[test]
+fn the_page_of_metrics_and_the_code_name_the_same_families() {
+    let code = text(&host().join("control/admin/metrics.rs"));
+    let readme = fs::read_to_string(host().join("../../README.md")).expect("the README");
+    let families: Vec<&str> = code.split('"').filter(|word| word.starts_with("vision_proxy_")).collect();
+    assert!(families.len() > 10, "{families:?}");
+    for family in families {
+        assert!(readme.contains(family), "README does not name {family}");
+    }
+}
