@@ -16,6 +16,7 @@ use super::known::Known;
 use super::lease::Lease;
 use super::live::{Live, REACH_DOWN, REACH_UNKNOWN, REACH_UP, UNKNOWN, move_average, moved};
 use super::queue::Queue;
+use super::state::State;
 use crate::clock::{micros32, now_ms};
 use crate::config::{BackendUrl, Capacity, Engine};
 
@@ -36,30 +37,6 @@ pub struct Backend {
     pub poll_now: Notify,
     known: Mutex<Known>,
     queue: Arc<Queue>,
-}
-
-/// The states of `product.md`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum State {
-    Available,
-    Busy,
-    Down,
-    Draining,
-    Unknown,
-}
-
-impl State {
-    pub const ALL: [Self; 5] = [Self::Available, Self::Busy, Self::Down, Self::Draining, Self::Unknown];
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Available => "available",
-            Self::Busy => "busy",
-            Self::Down => "down",
-            Self::Draining => "draining",
-            Self::Unknown => "unknown",
-        }
-    }
 }
 
 impl Backend {

@@ -12,8 +12,10 @@ mod lease;
 mod limit;
 mod live;
 mod queue;
+mod state;
 
-pub use backend::{Backend, State};
+pub use backend::Backend;
 pub use lease::Lease;
 pub use live::UNKNOWN;
 pub use queue::{Place, Queue, Refused};
+pub use state::State;
