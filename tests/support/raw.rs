@@ -92,7 +92,8 @@ impl Raw {
 
     /// Says that it will send no more, and goes on reading: the half-close that counts as gone.
     pub async fn finish(&mut self) -> Instant {
-        self.stream.shutdown().await.expect("shut down");
+        // An error means that the peer was quicker to end it.
+        _ = self.stream.shutdown().await;
         Instant::now()
     }
 
