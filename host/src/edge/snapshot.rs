@@ -53,7 +53,7 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// A worker's word to control that a plugin call failed.
     pub faults: mpsc::UnboundedSender<FaultReport>,
-    /// The process is about to end: keep-alive ends with each answer.
+    /// The process is about to end: `/readyz` says so.
     pub draining: AtomicBool,
     sequences: Mutex<HashMap<Arc<str>, Arc<AtomicU64>>>,
     /// Connections from clients, by worker.
