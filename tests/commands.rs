@@ -230,6 +230,24 @@ async fn what_does_not_end_in_time_ends_visibly() {
     proxy.signal("INT");
     let (text, is_broken) = events.rest_or_break().await;
     assert!(is_broken && !text.contains("[DONE]"), "{text}");
+    assert!(text.contains("upstream_interrupted"), "{text}");
+    assert!(proxy.ends().await.success());
+}
+
+#[tokio::test]
+async fn whoever_got_through_the_door_in_time_is_served() {
+    let (mut proxy, [_backend]) = proxied("[timeouts]\ndrain_delay = \"0s\"\n", ["a"]).await;
+    let mut connections = Vec::new();
+    for _ in 0..16 {
+        connections.push(Raw::connect(proxy.listen).await);
+    }
+    proxy.signal("TERM");
+    eventually("it takes no new connection", async || tokio::net::TcpStream::connect(proxy.listen).await.is_err())
+        .await;
+    for mut connection in connections {
+        connection.send(sized_request(CHAT, &chat_body().to_string())).await;
+        connection.reply().await.ok();
+    }
     assert!(proxy.ends().await.success());
 }
 

@@ -85,6 +85,27 @@ async fn a_backend_that_stays_keeps_what_it_holds() {
     proxy.falls_idle().await;
 }
 
+#[tokio::test]
+async fn who_waits_while_the_fleet_changes_remembers_what_was_tried() {
+    let (proxy, [a, b, c]) = proxied("", [Setup::named("a").slots(1), Setup::named("b"), Setup::named("c")]).await;
+    proxy.write_config(&config("", [&a, &b]));
+    eventually("two are left", async || names(&proxy).await == ["a", "b"]).await;
+    let gate = Gate::closed();
+    b.always(Answer::error(500));
+    a.always(Answer::json(200, completion(NATIVE).to_string()).behind(&gate));
+    let held = proxy.client.begin_chat();
+    gate.reached_by(1).await;
+    let waits = proxy.client.begin_chat();
+    proxy.queues(1).await;
+    assert_eq!(b.request_count(), 1, "it has been tried there");
+    proxy.write_config(&config("", [&c]));
+    let reply = waits.reply().await.ok();
+    assert_eq!((reply.backend(), reply.attempts()), ("c", 2));
+    gate.open();
+    held.reply().await.ok();
+    assert_eq!(proxy.metrics().await.value("vision_proxy_queue_seconds_count", &[]), Some(1.0));
+}
+
 /// What `/api/config` says is wrong with the newest file; null where nothing is.
 async fn refusal(proxy: &Proxy) -> serde_json::Value {
     let told = proxy.admin_json("/api/config").await;

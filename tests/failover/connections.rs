@@ -56,6 +56,20 @@ async fn requests_in_flight_survive_the_death_of_their_backend() {
 }
 
 #[tokio::test]
+async fn a_request_does_not_wait_for_a_backend_that_listens_no_more() {
+    let (proxy, [a, _b]) = proxied("", ["a", "b"]).await;
+    let gate = Gate::closed();
+    a.always(Answer::json(200, completion(NATIVE).to_string()).behind(&gate));
+    let pending = [(); 2].map(|()| proxy.client.begin_chat());
+    gate.reached_by(1).await;
+    a.shut();
+    for pending in pending {
+        assert_eq!(pending.reply().await.ok().backend(), "b");
+    }
+    proxy.falls_idle().await;
+}
+
+#[tokio::test]
 async fn a_connection_that_the_backend_closed_after_its_answer_is_not_used_again() {
     let (proxy, [backend]) = proxied("", ["a"]).await;
     // Closed without a word of warning: no `Connection: close`.

@@ -26,7 +26,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         config.plugins.dir.display(),
         refused.join("\n")
     );
-    let snapshot = first_snapshot(config, &plugins, &Queue::new(0))
+    let snapshot = first_snapshot(config, &plugins, &Queue::new(0, 0))
         .map_err(|mistakes| anyhow::anyhow!("the configuration cannot be used\n{mistakes}"))?;
     let from = source.path.map_or_else(|| "no file".to_owned(), |path| path.display().to_string());
     println!("configuration is good ({from})");

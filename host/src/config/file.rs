@@ -15,7 +15,7 @@ use serde::forward_to_deserialize_any;
 
 use super::BackendUrl;
 use super::names::{BackendName, Name, Names, PluginName};
-use super::notation::{EngineChoice, Folder, Fraction, Pin, Positive, Settings, Size, Written};
+use super::notation::{Amount, EngineChoice, Folder, Fraction, Pin, Positive, Settings, Size, Written};
 use super::secret::SecretSource;
 
 /// A key that may be left out.
@@ -66,6 +66,7 @@ pub(super) struct Backend {
     pub engine: Typed<EngineChoice>,
     pub slots: Typed<NonZeroU32>,
     pub weight: Typed<NonZeroU32>,
+    pub tier: Typed<u32>,
     pub labels: BTreeMap<Written<Name>, Written<Name>>,
     pub models: BTreeMap<Written<Name>, Written<Name>>,
     pub api_key: Typed<SecretSource>,
@@ -78,13 +79,23 @@ pub(super) struct Capacity {
     pub stale_after: Typed<Positive>,
     pub max_waiting: Typed<u32>,
     pub max_kv_cache: Typed<Fraction>,
+    pub cost: Cost,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default, expecting = "a table")]
+pub(super) struct Cost {
+    pub image: Typed<Amount>,
+    pub mib: Typed<Amount>,
 }
 
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(deny_unknown_fields, default, expecting = "a table")]
 pub(super) struct Queue {
     pub size: Typed<u32>,
+    pub bytes: Typed<Size>,
     pub timeout: Typed<Positive>,
+    pub spill_after: Typed<Duration>,
 }
 
 #[derive(Debug, Default, serde::Deserialize)]
@@ -141,13 +152,14 @@ impl<'de> Visitor<'de> for Backends {
 pub(super) type Keys = &'static [&'static str];
 
 /// Every table with fixed keys, and these. In all others (`models`, `labels`, …) the keys are the user's own.
-pub(super) fn tables() -> [(&'static str, Keys); 9] {
+pub(super) fn tables() -> [(&'static str, Keys); 10] {
     [
         ("", keys_of::<File>()),
         ("plugins", keys_of::<Plugins>()),
         ("plugins.limits", keys_of::<PluginLimits>()),
         ("backends", keys_of::<Backend>()),
         ("capacity", keys_of::<Capacity>()),
+        ("capacity.cost", keys_of::<Cost>()),
         ("queue", keys_of::<Queue>()),
         ("failover", keys_of::<Failover>()),
         ("timeouts", keys_of::<Timeouts>()),

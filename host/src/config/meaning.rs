@@ -12,7 +12,7 @@ use super::backends::{self, fetch};
 use super::document::{self, Findings};
 use super::file::{self, File};
 use super::notation::Written;
-use super::{Capacity, Config, Failover, Limits, Mistake, Mistakes, PluginLimits, Plugins, Queue, Timeouts};
+use super::{Capacity, Config, Cost, Failover, Limits, Mistake, Mistakes, PluginLimits, Plugins, Queue, Timeouts};
 
 /// Where the configuration is looked for when none is named, best first.
 const PLACES: [&str; 2] = ["vision-proxy.toml", "/etc/vision-proxy/vision-proxy.toml"];
@@ -156,6 +156,7 @@ impl Reading<'_> {
             stale_after: or(typed.stale_after, Duration::from_secs(5)),
             max_waiting: or(typed.max_waiting, 0),
             max_kv_cache: or(typed.max_kv_cache, 0.95),
+            cost: Cost { image: or(typed.cost.image, 0.0), mib: or(typed.cost.mib, 0.0) },
         };
         if capacity.stale_after < capacity.poll_interval {
             let message = "stale_after is shorter than poll_interval: every report would be stale before the next";
@@ -207,7 +208,12 @@ impl Reading<'_> {
 }
 
 fn queue(typed: file::Queue) -> Queue {
-    Queue { size: size(or(typed.size, 1024_u32).into()), timeout: or(typed.timeout, Duration::from_secs(30)) }
+    Queue {
+        size: size(or(typed.size, 1024_u32).into()),
+        bytes: or(typed.bytes, 512 * MIB),
+        timeout: or(typed.timeout, Duration::from_secs(30)),
+        spill_after: or(typed.spill_after, Duration::from_secs(2)),
+    }
 }
 
 fn failover(typed: file::Failover) -> Failover {
@@ -359,22 +365,39 @@ mod tests {
     fn numbers_and_times_arrive_as_typed() {
         let config = read(
             r#"
-            capacity = { poll_interval = "300ms", stale_after = "1m 5s", max_waiting = 3, max_kv_cache = 1 }
-            queue = { size = 0, timeout = "2s" }
+            capacity = { poll_interval = "300ms", stale_after = "1m 5s", max_waiting = 3, max_kv_cache = 1, cost = { image = 2, mib = 0.5 } }
+            queue = { size = 0, bytes = "2MiB", timeout = "2s", spill_after = "0s" }
             failover = { attempts = 1, retry_unanswered = false, eject_after = 9 }
             timeouts = { connect = "1ms", first_byte = "2ms", between_chunks = "3ms", drain = "0s", drain_delay = "0s" }
             limits = { body = "1KiB", bodies_in_flight = "1MB" }
             "#,
         );
         let (ms, s) = (Duration::from_millis, Duration::from_secs);
-        let capacity = Capacity { poll_interval: ms(300), stale_after: s(65), max_waiting: 3, max_kv_cache: 1.0 };
+        let cost = Cost { image: 2.0, mib: 0.5 };
+        let capacity = Capacity { poll_interval: ms(300), stale_after: s(65), max_waiting: 3, max_kv_cache: 1.0, cost };
         assert_eq!(config.capacity, capacity);
-        assert_eq!(config.queue, Queue { size: 0, timeout: s(2) });
+        assert_eq!(config.queue, Queue { size: 0, bytes: 2 * MIB, timeout: s(2), spill_after: s(0) });
         assert_eq!(config.failover, Failover { attempts: 1, retry_unanswered: false, eject_after: 9 });
         let timeouts =
             Timeouts { connect: ms(1), first_byte: ms(2), between_chunks: ms(3), drain: s(0), drain_delay: s(0) };
         assert_eq!(config.timeouts, timeouts);
         assert_eq!(config.limits, Limits { body_bytes: 1024, bodies_in_flight_bytes: 1_000_000 });
+    }
+
+    #[test]
+    fn a_request_costs_whole_slots_and_at_least_one() {
+        let mib = 1 << 20;
+        for (image, per_mib, images, bytes, slots) in [
+            (0.0, 0.0, 9, 64 * mib, 1),
+            (1.0, 0.0, 0, 9 * mib, 1),
+            (1.0, 0.0, 2, 0, 3),
+            (0.5, 0.0, 1, 0, 2),
+            (0.1, 0.0, 10, 0, 2),
+            (0.0, 0.25, 0, 8 * mib, 3),
+            (1e6, 1e6, u32::MAX, usize::MAX, u32::MAX),
+        ] {
+            assert_eq!(Cost { image, mib: per_mib }.slots(images, bytes), slots, "{image} {per_mib} {images} {bytes}");
+        }
     }
 
     #[test]
@@ -387,6 +410,7 @@ mod tests {
             engine = "llama-cpp"
             slots = 32
             weight = 2
+            tier = 3
             labels = { zone = "a" }
             models = { "qwen-vl" = "c" }
             [[backends]]
@@ -399,6 +423,7 @@ mod tests {
             engine: Some(Engine::LlamaCpp),
             slots: Some(32),
             weight: 2,
+            tier: 3,
             labels: [("zone".into(), "a".into())].into(),
             models: [("qwen-vl".into(), "c".into())].into(),
             api_key: None,

@@ -124,6 +124,8 @@ pub struct BackendConfig {
     pub slots: Option<u32>,
     /// Its share against the others, for policies that heed it; at least 1.
     pub weight: u32,
+    /// Used once every backend of a lower tier is down, or has been busy for `queue.spill_after`.
+    pub tier: u32,
     /// Free words about it, for people and plugins.
     pub labels: BTreeMap<String, String>,
     /// Public name → native name on this backend.
@@ -194,6 +196,29 @@ pub struct Capacity {
     pub max_waiting: u32,
     /// An engine with a fuller KV-cache than this (0 to 1) is busy.
     pub max_kv_cache: f64,
+    /// What requests cost.
+    pub cost: Cost,
+}
+
+/// `[capacity.cost]`: how many slots a request takes, besides the one that every request takes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Cost {
+    /// For each image.
+    pub image: f64,
+    /// For each MiB of body.
+    pub mib: f64,
+}
+
+impl Cost {
+    /// The slots that a request takes: whole ones, and at least one.
+    pub fn slots(self, images: u32, body_bytes: usize) -> u32 {
+        if self.image == 0.0 && self.mib == 0.0 {
+            return 1;
+        }
+        let mib = body_bytes as f64 / 1_048_576.0;
+        // A cast from f64 saturates; what rounding adds to a whole number of slots is no slot.
+        (1.0 + self.image * f64::from(images) + self.mib * mib - 1e-9).ceil().max(1.0) as u32
+    }
 }
 
 /// `[queue]`.
@@ -201,8 +226,12 @@ pub struct Capacity {
 pub struct Queue {
     /// Requests that may wait at once; 0 refuses at once when all is busy.
     pub size: usize,
+    /// Bodies of requests that wait, in bytes.
+    pub bytes: u64,
     /// The longest wait.
     pub timeout: Duration,
+    /// A request that waits longer may go to the next tier.
+    pub spill_after: Duration,
 }
 
 /// `[failover]`.

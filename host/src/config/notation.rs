@@ -132,6 +132,26 @@ impl Notation for Fraction {
     }
 }
 
+/// At least 0, at most a million.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Amount(pub f64);
+
+impl From<Amount> for f64 {
+    fn from(amount: Amount) -> Self {
+        amount.0
+    }
+}
+
+impl Notation for Amount {
+    const FORM: &'static str = "a number from 0 to 1000000, such as 0.5";
+
+    fn read(value: &Value) -> Result<Self, Wrong> {
+        let whole = || whole::<i32>(value).ok().map(f64::from);
+        let number = value.as_float().or_else(whole).ok_or(Wrong::Form)?;
+        if (0.0..=1e6).contains(&number) { Ok(Self(number)) } else { Err(Wrong::Form) }
+    }
+}
+
 impl Notation for Duration {
     const FORM: &'static str = "a duration such as \"1s\" or \"300ms\"";
 

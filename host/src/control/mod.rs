@@ -61,7 +61,7 @@ async fn serve(config: Config, source: ConfigSource, ready: impl FnOnce(Listenin
     let (changed_in, mut changed) = mpsc::unbounded_channel();
     let (phase_in, phase) = phases::channel(Phase::Serving);
     let workers = config.workers;
-    let queue = Queue::new(config.queue.size);
+    let queue = Queue::new(config.queue.size, config.queue.bytes);
     let plugins = Plugins::load(&config)?;
     let snapshot = first_snapshot(config, &plugins, &queue)?;
     let shared = Shared::new(snapshot, queue, Metrics::new(workers), faults_in, workers);

@@ -4,6 +4,7 @@
 //! is not ready, takes it out of use at once; silence must repeat itself. A slow or broken load page never
 //! stops traffic: its numbers just grow old, and the proxy's own count decides.
 
+use std::io::ErrorKind;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use bytes::BytesMut;
 use http::{HeaderMap, Method, header};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, spawn_local};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::config::{Capacity, Engine, Timeouts};
 use crate::edge::upstream::{self, Failure, Outgoing, Pool};
@@ -184,11 +185,15 @@ impl Poller {
         let backend = &self.member.backend;
         let request = Outgoing { method: &Method::GET, target: path, headers: &headers, body: &[] };
         let deadline = Instant::now() + QUESTION_TIMEOUT;
-        let ask = |fresh| upstream::send(&self.pool, (backend.id, &backend.url), &request, &timeouts, fresh, deadline);
+        let ask = |fresh| {
+            timeout_at(deadline, upstream::send(&self.pool, (backend.id, &backend.url), &request, &timeouts, fresh))
+        };
         let answer = match ask(false).await {
-            Err(Failure::Unanswered { reused: true }) => ask(true).await,
+            Ok(Err(Failure::Unanswered { reused: true })) => ask(true).await,
             other => other,
         };
+        let answer = answer.map_err(|_| NoAnswer::Silent("no answer in time".into()))?;
+        backend.takes_connections(!matches!(answer, Err(Failure::Connect(ErrorKind::ConnectionRefused))));
         let mut answer = answer.map_err(|failure| match failure {
             Failure::Connect(_) | Failure::ConnectTimeout => NoAnswer::Gone(failure.to_string()),
             _ => NoAnswer::Silent(failure.to_string()),

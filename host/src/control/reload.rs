@@ -229,7 +229,7 @@ impl Reload {
 
     /// What lives outside the snapshot follows it.
     fn take_effect(&mut self, config: &Config, fleet: &[Member], old: &[Member]) {
-        self.shared.queue.resize(config.queue.size);
+        self.shared.queue.resize(config.queue.size, config.queue.bytes);
         self.shared.bodies.resize(config.limits.bodies_in_flight_bytes);
         for member in fleet {
             member.backend.configure(member.config.slots, member.config.engine);

@@ -93,7 +93,8 @@ pub fn model_not_found(snapshot: &Snapshot, model: String) -> ProxyError {
     ProxyError::ModelNotFound { model, served: snapshot.catalog.iter().map(ToString::to_string).collect() }
 }
 
-/// One model, with the union of what its backends say of it. Where they differ, the first word stands.
+/// One model, with the union of what its backends say of it. Where they differ, the first word stands, but of lengths
+/// the smallest: what fits it fits every backend.
 fn model(snapshot: &Snapshot, name: &str) -> Value {
     let mut object = json!({"id": name, "object": "model", "created": 0, "owned_by": "vision-proxy"});
     for route in snapshot.routes.get(name).into_iter().flatten() {
@@ -101,8 +102,10 @@ fn model(snapshot: &Snapshot, name: &str) -> Value {
         let models = Arc::clone(&member.backend.known().models);
         let details = models.iter().filter(|served| served.native == route.native).flat_map(|served| &served.details);
         for (key, value) in details {
-            if let Some(object) = object.as_object_mut() {
-                object.entry(key.as_str()).or_insert_with(|| value.clone());
+            let Some(object) = object.as_object_mut() else { continue };
+            let known = object.entry(key.as_str()).or_insert_with(|| value.clone());
+            if key == "max_model_len" && value.as_u64() < known.as_u64() {
+                *known = value.clone();
             }
         }
     }

@@ -1,5 +1,6 @@
 //! One attempt: the request to one backend, up to the first byte of its answer's body.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
@@ -13,10 +14,12 @@ use super::snapshot::Member;
 use super::upstream::{self, Answer, Failure, Outgoing};
 use super::worker::{Candidate, Worker};
 use crate::config::Timeouts;
-use crate::fleet::Lease;
+use crate::fleet::{Backend, Lease};
 
 /// A kept connection that ends this soon was closed for its age; later, the request has been read.
 const CLOSED_FOR_AGE: Duration = Duration::from_millis(50);
+/// How often a request that waits for its answer looks whether its backend is still there.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// An error's body is kept up to this size, to be passed on where the next backend does no better.
 const KEPT_ERROR_BYTES: usize = 64 * 1024;
 /// An error whose body takes longer than this is passed on without it.
@@ -76,19 +79,54 @@ pub async fn attempt(
         sending.headers.insert(header::AUTHORIZATION, own.clone());
     }
     let begun = Instant::now();
-    let deadline = begun + timeouts.first_byte;
+    let patience = Patience {
+        backend: Arc::clone(&lease.backend),
+        deadline: begun + timeouts.first_byte,
+        may_leave: sending.may_repeat,
+    };
     lease.backend.attempted();
-    let sent = send(worker, member, candidate, sending, timeouts, deadline).await;
+    let sent = patience.with(send(worker, member, candidate, sending, timeouts)).await;
     if member.authorization.is_some() {
         // The key of this backend must not go with the next attempt.
         sending.headers.remove(header::AUTHORIZATION);
         client_authorization.map(|value| sending.headers.insert(header::AUTHORIZATION, value));
     }
     let answer = match sent {
-        Ok(answer) => answer,
-        Err(failure) => return Err(Ended::failed(&failure, lease, begun.elapsed())),
+        Ok(Ok(answer)) => answer,
+        Ok(Err(failure)) => return Err(Ended::failed(&failure, lease, begun.elapsed())),
+        Err(lost) => return Err(Ended::lost(lost, lease)),
     };
-    judge(answer, lease, begun, deadline).await
+    judge(answer, lease, begun, &patience).await
+}
+
+/// How long the first byte of an answer is waited for.
+struct Patience {
+    backend: Arc<Backend>,
+    deadline: Instant,
+    /// Whether the request may go elsewhere before that, where its backend takes no connections any more: an engine that
+    /// shuts down may sit on what it has accepted without a word (vLLM with its default time-out).
+    may_leave: bool,
+}
+
+/// Why an answer is no longer waited for.
+enum Lost {
+    Late,
+    Gone,
+}
+
+impl Patience {
+    async fn with<T>(&self, work: impl Future<Output = T>) -> Result<T, Lost> {
+        let mut work = std::pin::pin!(work);
+        loop {
+            let look = if self.may_leave { self.deadline.min(Instant::now() + LOOK_EVERY) } else { self.deadline };
+            match timeout_at(look, work.as_mut()).await {
+                Ok(done) => return Ok(done),
+                Err(_) if look >= self.deadline => return Err(Lost::Late),
+                Err(_) if self.backend.is_gone() => return Err(Lost::Gone),
+                Err(_) => {}
+            }
+        }
+    }
 }
 
 async fn send(
@@ -97,32 +135,33 @@ async fn send(
     candidate: &Candidate,
     sending: &Sending<'_>,
     timeouts: &Timeouts,
-    deadline: Instant,
 ) -> Result<Answer, Failure> {
     let chunks = sending.body.with_model(&candidate.native, &candidate.native_json);
     let request = Outgoing { method: sending.method, target: sending.target, headers: &sending.headers, body: &chunks };
     let to = (member.backend.id, &member.backend.url);
     // A kept connection may just be closing, and then nobody knows whether the request was read.
     let fresh = !sending.may_repeat || sending.fresh;
-    upstream::send(&worker.pool, to, &request, timeouts, fresh, deadline).await
+    upstream::send(&worker.pool, to, &request, timeouts, fresh).await
 }
 
 /// Tells an answer for the client from one that another backend should be asked about first.
-async fn judge(answer: Answer, lease: Lease, begun: Instant, deadline: Instant) -> Result<Begun, Box<Ended>> {
+async fn judge(answer: Answer, lease: Lease, begun: Instant, patience: &Patience) -> Result<Begun, Box<Ended>> {
     match answer.status.as_u16() {
-        429 | 503 => return Err(Ended::busy(&answer, lease)),
-        500 | 502 | 504..=599 => return Err(Ended::answered(Cause::ServerError, answer, Bytes::new(), lease).await),
+        429 | 503 | 529 => return Err(Ended::busy(&answer, lease)),
+        500 | 502 | 504..=528 | 530..=599 => {
+            return Err(Ended::answered(Cause::ServerError, answer, Bytes::new(), lease).await);
+        }
         _ => {}
     }
     let mut answer = answer;
     let is_stream = is_event_stream(&answer.headers);
-    let first = match timeout_at(deadline, first_piece(&mut answer, is_stream)).await {
+    let first = match patience.with(first_piece(&mut answer, is_stream)).await {
         Ok(Ok(None)) if is_stream => {
             return Err(Ended::new(Cause::Unanswered, "its stream ended before it began".into(), lease));
         }
         Ok(Ok(first)) => first,
         Ok(Err(why)) => return Err(Ended::new(Cause::Unanswered, why, lease)),
-        Err(_) => return Err(Ended::new(Cause::Timeout, Failure::FirstByteTimeout.to_string(), lease)),
+        Err(lost) => return Err(Ended::lost(lost, lease)),
     };
     if is_stream && first_event_is_error(first.as_deref().unwrap_or_default()) == Some(true) {
         return Err(Ended::answered(Cause::ServerError, answer, first.unwrap_or_default(), lease).await);
@@ -159,10 +198,16 @@ impl Ended {
             Failure::Connect(_) | Failure::ConnectTimeout => Cause::Connect,
             Failure::Unanswered { reused: true } if after < CLOSED_FOR_AGE => Cause::Stale,
             Failure::Unanswered { .. } => Cause::Unanswered,
-            Failure::FirstByteTimeout => Cause::Timeout,
             Failure::Invalid(_) => Cause::Invalid,
         };
         Self::new(cause, failure.to_string(), lease)
+    }
+
+    fn lost(lost: Lost, lease: Lease) -> Box<Self> {
+        match lost {
+            Lost::Late => Self::new(Cause::Timeout, "no answer in time".into(), lease),
+            Lost::Gone => Self::new(Cause::Unanswered, "it takes no connections any more".into(), lease),
+        }
     }
 
     /// It has no room; how it says so is of no interest to the client.

@@ -7,6 +7,7 @@
 mod answer;
 mod attempt;
 mod client;
+pub mod decisions;
 mod headers;
 mod journey;
 mod json;

@@ -3,15 +3,16 @@
 //! Whatever the policy says, only an available backend that serves the model and has not failed this
 //! request can come out, and only with a lease on one of its slots.
 
+use std::cell::RefCell;
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::StatusCode;
 
+use super::decisions::{NAMED_LIMIT, Numbers, Pick, Record};
 use super::snapshot::Member;
-use super::worker::{Candidate, Current, Served, Worker};
+use super::worker::{Candidate, Current, Served, Tier, Worker};
 use crate::clock::now_ms;
-use crate::fleet::{Backend, Lease};
+use crate::fleet::{Backend, Lease, Turn};
 use crate::plugin::{Column, Decision, Fault, Kind, Request};
 
 /// Lost races for a slot before the request stands in line: others were quicker each time, so it is full.
@@ -40,14 +41,19 @@ pub struct Asking<'a> {
     pub worker: &'a Worker,
     pub current: &'a Current,
     pub served: &'a Served,
+    /// Those it may go to now: a tier and all before it.
+    pub tier: &'a Tier,
     /// Ids of backends that failed it.
     pub tried: &'a [u64],
     /// Ids of backends that are left to those who came before.
     pub reserved: Vec<u64>,
     /// Whether a second run changes no state; only such a request may be the trial of a backend.
     pub repeatable: bool,
+    /// Slots that it takes.
+    pub cost: u32,
     /// As the plugin sees it; `random` and `now_ms` are filled in here.
     pub request: Request,
+    pub record: &'a RefCell<Record>,
 }
 
 impl Asking<'_> {
@@ -56,11 +62,13 @@ impl Asking<'_> {
         for _ in 0..RACES {
             let rows = self.available();
             if rows.is_empty() {
+                self.record.borrow_mut().pick(self.noted(&[]));
                 return self.none_available();
             }
             match self.ask(&rows, 0) {
                 Ok(candidate) => {
-                    if let Some(lease) = self.member(candidate).and_then(|member| Backend::claim(&member.backend)) {
+                    let claim = |member: &Member| Backend::claim(&member.backend, self.cost);
+                    if let Some(lease) = self.member(candidate).and_then(claim) {
                         return Picked::Slot { candidate, lease };
                     }
                 }
@@ -72,19 +80,13 @@ impl Asking<'_> {
 
     /// The same for a request whose turn in line came with a slot at one backend. Where it does not take the slot, that
     /// goes to those behind it.
-    pub fn accept(&self, lease: Lease, ticket: u64) -> Picked {
-        let is_its = |candidate: &Candidate| {
-            self.current
-                .snapshot
-                .fleet
-                .get(candidate.member)
-                .is_some_and(|member| member.backend.id == lease.backend.id)
-        };
-        let Some(candidate) = self.served.candidates.iter().position(is_its) else { return Picked::AllBusy };
-        match self.ask(&[candidate], 1) {
+    pub fn accept(&self, lease: Lease, turn: Turn) -> Picked {
+        let is_its = |(_, backend): &(usize, &Arc<Backend>)| backend.id == lease.backend.id;
+        let Some((candidate, _)) = self.untried().find(is_its) else { return Picked::AllBusy };
+        match self.ask(&[candidate], lease.cost()) {
             Ok(candidate) => Picked::Slot { candidate, lease },
             Err(other) => {
-                lease.pass_on(ticket);
+                lease.pass_on(turn);
                 other
             }
         }
@@ -106,16 +108,28 @@ impl Asking<'_> {
     /// Candidates that have not failed this request, with their backends.
     fn untried(&self) -> impl Iterator<Item = (usize, &Arc<Backend>)> {
         let backend = |at: usize| self.member(at).map(|member| (at, &member.backend));
-        (0..self.served.candidates.len()).filter_map(backend).filter(|(_, backend)| !self.tried.contains(&backend.id))
+        (0..self.tier.candidates).filter_map(backend).filter(|(_, backend)| !self.tried.contains(&backend.id))
+    }
+
+    fn may_take(&self, backend: &Backend) -> bool {
+        backend.is_available() && !self.reserved.contains(&backend.id) && (self.repeatable || !backend.is_suspended())
     }
 
     fn available(&self) -> Vec<usize> {
-        let may_take = |backend: &Arc<Backend>| {
-            backend.is_available()
-                && !self.reserved.contains(&backend.id)
-                && (self.repeatable || !backend.is_suspended())
-        };
-        self.untried().filter(|(_, backend)| may_take(backend)).map(|(at, _)| at).collect()
+        let dice = fastrand::u32(..);
+        let mut avoided = false;
+        let mut open: Vec<usize> = Vec::with_capacity(self.tier.candidates);
+        for (at, backend) in self.untried().filter(|(_, backend)| self.may_take(backend)) {
+            avoided |= backend.is_better_avoided(dice);
+            open.push(at);
+        }
+        if avoided {
+            let is_sound = |at: &usize| self.member(*at).is_some_and(|member| !member.backend.is_better_avoided(dice));
+            if open.iter().any(is_sound) {
+                open.retain(is_sound);
+            }
+        }
+        open
     }
 
     /// Busy, or nobody there? Where failures of real traffic speak against every one that is up, the evidence
@@ -129,7 +143,7 @@ impl Asking<'_> {
             return Picked::AllBusy;
         }
         let claimed = up().find_map(|(candidate, backend)| {
-            Backend::claim_suspect(backend).map(|lease| Picked::Slot { candidate, lease })
+            Backend::claim_suspect(backend, self.cost).map(|lease| Picked::Slot { candidate, lease })
         });
         claimed.unwrap_or(Picked::AllBusy)
     }
@@ -143,7 +157,11 @@ impl Asking<'_> {
             let turn = request.sequence % (candidates.len().max(1) as u64);
             candidates.get(turn as usize).copied().ok_or(Picked::AllBusy)
         };
-        match self.call(&request, candidates, held) {
+        let mut pick = self.noted(candidates);
+        let said = self.call(&request, candidates, held, &mut pick.rows);
+        pick.said = said.as_ref().ok().copied();
+        self.record.borrow_mut().pick(pick);
+        match said {
             Ok(Decision::Pick(row)) => candidates.get(row as usize).copied().map_or_else(own, Ok),
             Ok(Decision::Abstain) => own(),
             Ok(Decision::Hold) => Err(Picked::Hold),
@@ -157,31 +175,81 @@ impl Asking<'_> {
         }
     }
 
-    fn call(&self, request: &Request, candidates: &[usize], held: u32) -> Result<Decision, Fault> {
+    /// Asks the policy. What it was given of the first candidates is kept in `noted`.
+    fn call(
+        &self,
+        request: &Request,
+        candidates: &[usize],
+        held: u32,
+        noted: &mut Vec<u32>,
+    ) -> Result<Decision, Fault> {
         let mut rows = self.current.rows.borrow_mut();
         rows.clear();
         let columns = self.current.snapshot.policy.columns();
-        for member in candidates.iter().filter_map(|at| self.served.candidates.get(*at)) {
-            let Some(row) = self.current.snapshot.fleet.get(member.member) else { continue };
-            rows.push(u32::try_from(member.member).unwrap_or(u32::MAX));
-            push_columns(&mut rows, columns, row, held);
+        for candidate in candidates.iter().filter_map(|at| self.served.candidates.get(*at)) {
+            let Some(member) = self.current.snapshot.fleet.get(candidate.member) else { continue };
+            rows.push(u32::try_from(candidate.member).unwrap_or(u32::MAX));
+            push_columns(&mut rows, columns, Row { candidate, member, held });
         }
+        noted.extend(rows.iter().take(NAMED_LIMIT * (1 + columns.len())));
         self.current.snapshot.policy.pick(self.worker.index, request, &rows)
+    }
+
+    /// The record of a pick among these: their numbers, and why the others are not among them.
+    fn noted(&self, candidates: &[usize]) -> Pick {
+        let numbers = |at: &usize| {
+            let member = self.served.candidates.get(*at)?.member;
+            let backend = &self.current.snapshot.fleet.get(member)?.backend;
+            Some(Numbers { member, in_flight: backend.in_flight(), slots: backend.room() })
+        };
+        let mut pick =
+            Pick { candidates: candidates.iter().take(NAMED_LIMIT).filter_map(numbers).collect(), ..Pick::default() };
+        if candidates.len() < self.served.candidates.len() {
+            let others = (0..self.served.candidates.len()).filter(|at| candidates.binary_search(at).is_err());
+            pick.left_out = others.take(NAMED_LIMIT).filter_map(|at| self.left_out(at)).collect();
+        }
+        pick
+    }
+
+    /// Why a candidate is none for this pick.
+    fn left_out(&self, at: usize) -> Option<(usize, &'static str)> {
+        let member = self.served.candidates.get(at)?.member;
+        let backend = &self.current.snapshot.fleet.get(member)?.backend;
+        let why = match backend.left_out() {
+            _ if self.tried.contains(&backend.id) => "tried",
+            Some(why) => why,
+            None if at >= self.tier.candidates => "tier",
+            None if self.reserved.contains(&backend.id) => "left_to_those_before",
+            None if backend.is_suspended() => "on_trial",
+            // A slot may have come free this moment.
+            None => "passed_over",
+        };
+        Some((member, why))
     }
 }
 
+/// One candidate, as `push_columns` reads it.
+struct Row<'a> {
+    candidate: &'a Candidate,
+    member: &'a Member,
+    /// Slots that the request that asks holds there already.
+    held: u32,
+}
+
 /// The numbers of one backend, in the order the plugin asked for.
-fn push_columns(rows: &mut Vec<u32>, columns: &[Column], member: &Member, held: u32) {
+fn push_columns(rows: &mut Vec<u32>, columns: &[Column], row: Row<'_>) {
+    if columns.is_empty() {
+        return;
+    }
+    let Row { candidate, member, held } = row;
     let backend = &member.backend;
-    let (in_flight, slots) = (backend.in_flight().saturating_sub(held), backend.slots());
+    let (slots, taken) = (backend.room(), backend.taken().saturating_sub(held));
     let (running, waiting, kv_permille, age_ms) = backend.reported();
     rows.extend(columns.iter().map(|column| match column {
-        Column::InFlight => in_flight,
+        Column::InFlight => backend.in_flight().saturating_sub(held.min(1)),
         Column::Slots => slots,
-        Column::Free => slots.saturating_sub(in_flight).max(1),
-        Column::LoadPermille => {
-            u32::try_from(u64::from(in_flight) * 1000 / u64::from(slots.max(1))).unwrap_or(u32::MAX)
-        }
+        Column::Free => slots.saturating_sub(taken).max(1),
+        Column::LoadPermille => u32::try_from(u64::from(taken) * 1000 / u64::from(slots.max(1))).unwrap_or(u32::MAX),
         Column::Weight => member.config.weight,
         Column::Running => running,
         Column::Waiting => waiting,
@@ -189,15 +257,12 @@ fn push_columns(rows: &mut Vec<u32>, columns: &[Column], member: &Member, held: 
         Column::AgeMs => age_ms,
         Column::FirstTokenUs => backend.first_byte_us(),
         Column::ErrorsPermille => backend.errors_permille(),
+        Column::Loaded => candidate.loaded,
     }));
 }
 
-/// How long until a slot may be expected with so many waiting `ahead`: each slot is held for a while on
-/// average, and all of them together free at that rate. Jittered by up to a quarter either way, so that
-/// clients do not return together.
-pub fn expected_wait<'a>(backends: impl Iterator<Item = &'a Arc<Backend>>, ahead: usize, jitter: f64) -> Duration {
-    let freed_per_second: f64 =
-        backends.map(|backend| f64::from(backend.slots()) / backend.mean_hold().as_secs_f64().max(0.001)).sum();
-    let seconds = (ahead as f64 + 1.0) / freed_per_second.max(0.001);
-    Duration::from_secs_f64((seconds * (0.75 + jitter / 2.0)).clamp(0.05, 60.0))
+/// How many slots of these backends come free in a second, by how long slots are held there.
+pub fn freed_per_second<'a>(backends: impl Iterator<Item = &'a Arc<Backend>>) -> f64 {
+    let freed = |backend: &Arc<Backend>| f64::from(backend.room()) / backend.mean_hold().as_secs_f64().max(0.001);
+    backends.map(freed).sum()
 }

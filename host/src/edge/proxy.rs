@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use super::attempt::Sending;
 use super::client::ClientStream;
-use super::journey::{Journey, Stop};
+use super::journey::{Journey, Stop, Underway};
 use super::request::{self, RequestBody};
 use super::response::{Account, Body};
 use super::route::{self, Dialect, Endpoint, Target, Unrouted};
@@ -100,7 +100,7 @@ pub struct Arrival<'a> {
 impl Arrival<'_> {
     async fn forward(&self, mut parts: Parts, incoming: Incoming) -> Result<Response<Body>, ProxyError> {
         // Counted as soon as it is known whose it is; until then under no model.
-        let account = Account::new(&self.worker.unplaced, self.started);
+        let account = Account::new(&self.worker.unplaced, &self.worker.decisions, self.started);
         let answered = self.route(&mut parts, incoming, &account).await;
         if let Err(error) = &answered {
             account.status.set(error.status().as_u16());
@@ -116,9 +116,8 @@ impl Arrival<'_> {
     ) -> Result<Response<Body>, ProxyError> {
         let config = Arc::clone(&self.current.snapshot.config);
         let body = request::read(&parts.headers, incoming, config.limits.body_bytes, &self.worker.shared).await?;
-        let read_at = Instant::now();
         // From here on the client is watched: its leaving drops this future, and all that it holds.
-        let mut exchange = self.client.watched.as_ref().map(ClientStream::exchange);
+        let mut underway = Underway::new(account, self.client.watched.as_ref().map(ClientStream::exchange));
         let host = parts.headers.get(header::HOST).cloned();
         headers::to_backend(&mut parts.headers, self.client.address, host, self.request_id);
         let repeatable = !body.facts.background;
@@ -132,18 +131,22 @@ impl Arrival<'_> {
             fresh: false,
         };
         let mut current = Rc::clone(self.current);
-        loop {
-            let served = self.worker.served(&current, &body.facts.model, self.endpoint.dialect);
-            let served = served.ok_or_else(|| not_served(&current, &body))?;
+        let ended = loop {
+            let served = self.worker.served(&current, &body.facts.model, self.endpoint.dialect, body.facts.images > 0);
+            let Some(served) = served else { break Err(not_served(&current, &body)) };
             account.series.replace(Arc::clone(&served.series));
-            let journey = Journey::new(self, &current, &served, account, &mut exchange, read_at);
+            let journey = Journey::new(self, &current, &served, &mut underway, &body);
             match journey.run(&mut sending).await {
-                Ok(response) => return Ok(response),
-                Err(Stop::Answer(error)) => return Err(error),
+                Ok(response) => break Ok(response),
+                Err(Stop::Answer(error)) => break Err(error),
                 // All that served it left the fleet while it waited: others may have come.
                 Err(Stop::Stranded) => current = self.worker.current(),
             }
+        };
+        if let Some(in_line) = underway.in_line {
+            account.series.borrow().queue_seconds.observe(in_line);
         }
+        ended
     }
 }
 

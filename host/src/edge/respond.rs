@@ -1,5 +1,6 @@
 //! From a backend's answer to the client's: fields, names, and the body that holds the lease.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -30,7 +31,13 @@ pub struct Dress<'a> {
 
 impl Dress<'_> {
     /// The answer of a backend, as the client shall read it.
-    pub fn relay(&self, begun: Begun, account: Rc<Account>, exchange: Option<Exchange>) -> Response<Body> {
+    pub fn relay(
+        &self,
+        begun: Begun,
+        account: Rc<Account>,
+        exchange: Option<Exchange>,
+        cut: Rc<Cell<bool>>,
+    ) -> Response<Body> {
         let Begun { answer, first, lease, .. } = begun;
         let format = format_of(&answer.headers);
         let mut response = Response::new(Body::Whole(Bytes::new()));
@@ -46,6 +53,7 @@ impl Dress<'_> {
             lease: Some(lease),
             last_word: self.last_word(response.headers(), format),
             eject_after: self.eject_after,
+            cut,
             end: End::Open,
             account,
             exchange,

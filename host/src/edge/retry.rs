@@ -18,6 +18,8 @@ const DEFAULT_PAUSE: Duration = Duration::from_secs(1);
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 /// However long it says.
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// Longer than this is no word of an engine that is busy; as if it had said nothing.
+const ABSURD_PAUSE: Duration = Duration::from_secs(24 * 3600);
 /// A request under which so many backends broke is itself to blame.
 const KILLS: u32 = 2;
 
@@ -36,7 +38,7 @@ pub enum Cause {
     Invalid,
     /// Nothing came in time; the work may still be going on.
     Timeout,
-    /// 429 or 503: refused for want of room.
+    /// 429, 503, or the 529 of some gateways: refused for want of room.
     Busy,
     /// Another 5xx, or a stream whose first event is an error.
     ServerError,
@@ -121,6 +123,7 @@ pub fn pause(headers: &HeaderMap, now: std::time::SystemTime) -> Duration {
     let date =
         |text: &str| httpdate::parse_http_date(text).ok().map(|date| date.duration_since(now).unwrap_or_default());
     text.and_then(|text| seconds(text).or_else(|| date(text)))
+        .filter(|pause| *pause <= ABSURD_PAUSE)
         .unwrap_or(DEFAULT_PAUSE)
         .clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
 }
@@ -195,8 +198,9 @@ mod tests {
         assert_eq!(pause_of("7"), Duration::from_secs(7));
         assert_eq!(pause_of("Sun, 06 Nov 1994 08:49:47 GMT"), Duration::from_secs(10));
         assert_eq!(pause_of("Tue, 06 Nov 1984 08:49:47 GMT"), SHORTEST_PAUSE);
-        assert_eq!(pause_of("99999999999"), LONGEST_PAUSE);
-        for odd in ["-5", "soon", "1.5"] {
+        assert_eq!(pause_of("3600"), LONGEST_PAUSE);
+        assert_eq!(pause_of("0"), SHORTEST_PAUSE);
+        for odd in ["-5", "soon", "1.5", "99999999999", "Sun, 06 Nov 2094 08:49:47 GMT"] {
             assert_eq!(pause_of(odd), DEFAULT_PAUSE, "{odd}");
         }
         assert_eq!(pause(&HeaderMap::new(), std::time::UNIX_EPOCH), DEFAULT_PAUSE);

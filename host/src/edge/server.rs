@@ -38,6 +38,10 @@ const STREAM_WINDOW: u32 = 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// How often idle connections to backends are looked through.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
+/// Draining: how long a connection that has said nothing yet may take to say something.
+const FIRST_WORD: Duration = Duration::from_secs(1);
+/// How long an answer that is cut may take to say so.
+const LAST_WORD: Duration = Duration::from_millis(250);
 
 /// How far the end of the process has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -123,6 +127,8 @@ async fn accept(
     };
     loop {
         let accepted = tokio::select! {
+            // First, so that who was let in before the end is served: until nobody stands at the door.
+            biased;
             accepted = listener.accept() => accepted.and_then(|(stream, _)| stream.into_std()),
             _ = phase.wait_for(|phase| *phase > Phase::Serving) => return,
         };
@@ -153,13 +159,14 @@ async fn work(
     mut connections: mpsc::UnboundedReceiver<StdStream>,
     phase: watch::Receiver<Phase>,
 ) {
-    let mut draining = phase.clone();
     let worker = Worker::new(index, shared);
     let mut sweep = tokio::time::interval(SWEEP_EVERY);
     let open = Rc::new(());
     loop {
         tokio::select! {
-            Some(stream) = connections.recv() => {
+            accepted = connections.recv() => {
+                // No more will come: the thread that accepts has ended.
+                let Some(stream) = accepted else { break };
                 let (worker, phase, open) = (Rc::clone(&worker), phase.clone(), Rc::clone(&open));
                 tokio::task::spawn_local(async move {
                     connection(&worker, stream, phase).await;
@@ -170,22 +177,26 @@ async fn work(
                 });
             }
             _ = sweep.tick() => worker.pool.sweep(),
-            _ = draining.wait_for(|phase| *phase > Phase::Serving) => break,
         }
     }
-    finish(&open, connections, phase).await;
+    finish(&open, phase).await;
 }
 
-/// Draining: waits until no connection is open, or the time is up.
-async fn finish(open: &Rc<()>, mut late: mpsc::UnboundedReceiver<StdStream>, mut phase: watch::Receiver<Phase>) {
-    late.close();
+/// Draining: waits until no connection is open, or the time is up; then what remains is cut.
+async fn finish(open: &Rc<()>, mut phase: watch::Receiver<Phase>) {
     let mut look = tokio::time::interval(Duration::from_millis(20));
-    while Rc::strong_count(open) > 1 {
-        tokio::select! {
-            _ = look.tick() => {}
-            _ = phase.wait_for(|phase| *phase == Phase::Ended) => return,
+    let closed = async {
+        while Rc::strong_count(open) > 1 {
+            look.tick().await;
         }
+    };
+    let mut closed = std::pin::pin!(closed);
+    tokio::select! {
+        () = closed.as_mut() => return,
+        _ = phase.wait_for(|phase| *phase == Phase::Ended) => {}
     }
+    // Whoever reads too slowly for this is cut without a word.
+    let _ = tokio::time::timeout(LAST_WORD, closed).await;
 }
 
 /// Serves one connection, in whichever version it speaks.
@@ -198,10 +209,14 @@ async fn connection(worker: &Rc<Worker>, stream: StdStream, phase: watch::Receiv
     }
     let mut stream = ClientStream::new(stream);
     let mut draining = phase.clone();
+    let late = async {
+        let _ = draining.wait_for(|phase| *phase > Phase::Serving).await;
+        tokio::time::sleep(FIRST_WORD).await;
+    };
     let spoken = tokio::select! {
         spoken = tokio::time::timeout(HEAD_TIMEOUT, stream.speaks_http2()) => spoken,
         // It has said nothing yet: there is nothing to finish.
-        _ = draining.wait_for(|phase| *phase > Phase::Serving) => return,
+        () = late => return,
     };
     let Ok(Ok(is_http2)) = spoken else { return };
     let watched = (!is_http2).then(|| stream.clone());
@@ -215,25 +230,34 @@ async fn connection(worker: &Rc<Worker>, stream: StdStream, phase: watch::Receiv
 
 async fn serve_http1(worker: &Rc<Worker>, client: Rc<Client>, stream: ClientStream, mut phase: watch::Receiver<Phase>) {
     let service = service_fn(|request| proxy::serve(Rc::clone(worker), Rc::clone(&client), request));
+    let is_late = *phase.borrow() > Phase::Serving;
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .half_close(false)
+        .keep_alive(!is_late)
         .serve_connection(TokioIo::new(stream.clone()), service);
     let mut connection = std::pin::pin!(connection);
-    let served = tokio::select! {
-        served = stream.drive(connection.as_mut()) => Some(served),
-        _ = phase.wait_for(|phase| *phase > Phase::Serving) => None,
-    };
-    if served.is_none() {
-        connection.as_mut().graceful_shutdown();
-        tokio::select! {
-            _ = stream.drive(connection) => {}
-            _ = phase.wait_for(|phase| *phase == Phase::Ended) => {}
+    if !is_late {
+        let served = tokio::select! {
+            served = stream.drive(connection.as_mut()) => Some(served),
+            _ = phase.wait_for(|phase| *phase > Phase::Serving) => None,
+        };
+        if let Some(served) = served {
+            let _ = served.inspect_err(|error| tracing::debug!(client = %client.address, "connection ended: {error}"));
+            return;
         }
-    } else if let Some(Err(error)) = served {
-        tracing::debug!(client = %client.address, "connection ended: {error}");
+        // hyper closes a connection that has not said anything yet, which is why this is not for late ones.
+        connection.as_mut().graceful_shutdown();
     }
+    let mut connection = std::pin::pin!(stream.drive(connection));
+    tokio::select! {
+        _ = connection.as_mut() => return,
+        _ = phase.wait_for(|phase| *phase == Phase::Ended) => {}
+    }
+    // Polled once more, an answer under way ends with its last word.
+    worker.cut.set(true);
+    let _ = tokio::time::timeout(LAST_WORD, connection).await;
 }
 
 async fn serve_http2(worker: &Rc<Worker>, client: Rc<Client>, stream: ClientStream, mut phase: watch::Receiver<Phase>) {

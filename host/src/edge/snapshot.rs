@@ -4,20 +4,28 @@
 //! fleet, so an index means the same backend on both sides; a request ends on the snapshot it began with.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use http::HeaderValue;
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use tokio::sync::mpsc;
 
+use super::decisions::Decisions;
+use crate::clock::now_ms;
 use crate::config::{BackendConfig, Config};
 use crate::fleet::{Backend, Queue};
 use crate::metrics::Metrics;
 use crate::plugin::{Fault, Policy, Route, Translator};
 
-/// Models whose pick sequence is kept; an open-ended translator could name any number.
-const SEQUENCES_LIMIT: usize = 4096;
+/// Models whose demand is kept; an open-ended translator could name any number.
+const DEMANDS_LIMIT: usize = 4096;
+
+/// Where clients of the OpenAI, Anthropic and Azure APIs put their key.
+const TENANT_KEYS: [HeaderName; 3] =
+    [header::AUTHORIZATION, HeaderName::from_static("x-api-key"), HeaderName::from_static("api-key")];
 
 /// One generation of the world.
 #[derive(Debug)]
@@ -55,9 +63,44 @@ pub struct Shared {
     pub faults: mpsc::UnboundedSender<FaultReport>,
     /// The process is about to end: `/readyz` says so.
     pub draining: AtomicBool,
-    sequences: Mutex<HashMap<Arc<str>, Arc<AtomicU64>>>,
+    demands: Mutex<HashMap<Arc<str>, Arc<Demand>>>,
     /// Connections from clients, by worker.
     pub connections: Box<[AtomicU64]>,
+    /// The last decisions, by worker.
+    pub decisions: Box<[Arc<Decisions>]>,
+    /// Tells tenants apart without keeping their keys.
+    tenants: RandomState,
+}
+
+/// What is asked of a model. It outlives snapshots, so that a reload does not start the round again.
+#[derive(Debug, Default)]
+pub struct Demand {
+    /// Requests for it, over all workers.
+    pub requests: AtomicU64,
+    /// Until when the slots that come free are promised to clients that were told to come again; [`now_ms`] in
+    /// microseconds.
+    promised_until_us: AtomicU64,
+}
+
+/// Nobody is told to come again later than this: both OpenAI SDKs ignore what is longer.
+const LONGEST_PROMISE_US: f64 = 60e6;
+/// Nobody is told to come again sooner.
+const SHORTEST_PROMISE_US: f64 = 50e3;
+
+impl Demand {
+    /// When a client that finds no room shall come again: each is promised a slot of its own, one after another as
+    /// they come free, behind those who wait. `jitter`, 0 to 1, adds up to a quarter.
+    pub fn promise(&self, freed_per_second: f64, waiting: usize, jitter: f64) -> Duration {
+        let now = now_ms() * 1_000;
+        let step = 1e6 / freed_per_second.max(1e-3);
+        let behind_line = now + ((waiting as f64 + 1.0) * step).min(LONGEST_PROMISE_US) as u64;
+        let latest = now + LONGEST_PROMISE_US as u64;
+        let next = |promised: u64| promised.saturating_add(step as u64).max(behind_line).min(latest);
+        let before = self.promised_until_us.fetch_update(Relaxed, Relaxed, |promised| Some(next(promised)));
+        let promised = next(before.unwrap_or_default()) - now;
+        let spread = promised as f64 * (1.0 + jitter / 4.0);
+        Duration::from_micros(spread.clamp(SHORTEST_PROMISE_US, LONGEST_PROMISE_US) as u64)
+    }
 }
 
 /// A plugin call that failed.
@@ -86,19 +129,26 @@ impl Shared {
             metrics,
             faults,
             draining: AtomicBool::new(false),
-            sequences: Mutex::default(),
+            demands: Mutex::default(),
             connections: (0..workers).map(|_| AtomicU64::new(0)).collect(),
+            decisions: (0..workers).map(|_| Arc::default()).collect(),
+            tenants: RandomState::new(),
         })
     }
 
-    /// The counter of a model's requests over all workers. It outlives snapshots, so that a reload does not
-    /// start the round again.
-    pub fn sequence(&self, model: &Arc<str>) -> Arc<AtomicU64> {
-        let mut sequences = self.sequences.lock().unwrap_or_else(PoisonError::into_inner);
-        if sequences.len() >= SEQUENCES_LIMIT && !sequences.contains_key(model) {
-            sequences.clear();
+    /// Who asks, by the key that the request carries; requests without one are one tenant's.
+    pub fn tenant(&self, headers: &HeaderMap) -> u64 {
+        let key = TENANT_KEYS.iter().find_map(|name| headers.get(name));
+        key.map_or(0, |key| self.tenants.hash_one(key.as_bytes()))
+    }
+
+    /// What is asked of a model, by its public name.
+    pub fn demand(&self, model: &Arc<str>) -> Arc<Demand> {
+        let mut demands = self.demands.lock().unwrap_or_else(PoisonError::into_inner);
+        if demands.len() >= DEMANDS_LIMIT && !demands.contains_key(model) {
+            demands.clear();
         }
-        Arc::clone(sequences.entry(Arc::clone(model)).or_default())
+        Arc::clone(demands.entry(Arc::clone(model)).or_default())
     }
 }
 
@@ -151,5 +201,29 @@ impl HeldBytes {
 impl Drop for HeldBytes {
     fn drop(&mut self) {
         self.shared.bodies.held.fetch_sub(self.bytes, Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn clients_are_told_to_come_one_after_another_as_slots_come_free() {
+        let demand = Demand::default();
+        let millis = |freed, waiting| demand.promise(freed, waiting, 0.0).as_millis();
+        assert_eq!([(); 3].map(|()| millis(10.0, 0)), [100, 200, 300]);
+        assert_eq!(millis(10.0, 5), 600, "behind those who wait");
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(millis(10.0, 0), 100, "what was promised has come");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_is_sent_away_for_more_than_a_minute_or_less_than_a_moment() {
+        let demand = Demand::default();
+        assert_eq!(demand.promise(1e6, 0, 0.0), Duration::from_millis(50));
+        assert_eq!(demand.promise(0.0, 0, 1.0), Duration::from_secs(60));
+        assert_eq!(demand.promise(1.0, usize::MAX, 1.0), Duration::from_secs(60));
+        assert!(Demand::default().promise(1.0, 0, 1.0) > Duration::from_millis(1_200));
     }
 }

@@ -1,20 +1,21 @@
 //! What one worker thread keeps for itself: its connections to backends, what it looked up in the present
 //! snapshot, and its series of metrics. Nothing here is shared, so nothing is locked.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
 use http::HeaderValue;
 
+use super::decisions::{Decisions, World};
 use super::route::Dialect;
-use super::snapshot::{FaultReport, Member, Shared, Snapshot};
+use super::snapshot::{Demand, FaultReport, Member, Shared, Snapshot};
 use super::upstream::Pool;
 use crate::config::Engine;
-use crate::fleet::Backend;
+use crate::fleet::engine::ServedModel;
+use crate::fleet::{Backend, UNKNOWN};
 use crate::metrics::Series;
 use crate::plugin::{Fault, Kind, Route};
 
@@ -32,23 +33,36 @@ pub struct Worker {
     current: RefCell<Rc<Current>>,
     /// For what came to no backend.
     pub unplaced: Arc<Series>,
+    pub decisions: Arc<Decisions>,
+    /// The process ends: answers under way are cut.
+    pub cut: Rc<Cell<bool>>,
 }
 
-/// What was resolved, by dialect and public name; `None`: nobody serves it.
-type Resolved = HashMap<(Dialect, Box<str>), Option<Rc<Served>>>;
+/// What is asked for: in which dialect, whether with images, and under what public name.
+type Asked = (Dialect, bool, Box<str>);
+/// What was resolved; `None`: nobody serves it.
+type Resolved = HashMap<Asked, Option<Rc<Served>>>;
 
 /// A snapshot as one worker uses it. It lasts as long as a request needs it.
 #[derive(Debug)]
 pub struct Current {
     pub snapshot: Arc<Snapshot>,
     resolved: RefCell<Resolved>,
+    /// For the record of decisions.
+    pub world: Arc<World>,
     /// Rows of the pick under way, kept for their memory.
     pub rows: RefCell<Vec<u32>>,
 }
 
 impl Current {
     fn new(snapshot: Arc<Snapshot>) -> Rc<Self> {
-        Rc::new(Self { snapshot, resolved: RefCell::default(), rows: RefCell::default() })
+        let world = World {
+            generation: snapshot.generation,
+            policy: snapshot.policy.version().name.clone(),
+            columns: snapshot.policy.columns().to_vec(),
+            names: snapshot.fleet.iter().map(|member| Arc::clone(&member.backend.name)).collect(),
+        };
+        Rc::new(Self { snapshot, resolved: RefCell::default(), world: Arc::new(world), rows: RefCell::default() })
     }
 }
 
@@ -58,13 +72,23 @@ pub struct Served {
     pub public: Arc<str>,
     /// Index into the catalog.
     pub model: u32,
-    /// Counts the requests for this model, over all workers.
-    pub sequence: Arc<AtomicU64>,
+    /// Shared by all workers.
+    pub demand: Arc<Demand>,
+    /// In the order of tiers, and in each in the order of the fleet.
     pub candidates: Box<[Candidate]>,
-    /// The candidates' backends, for the queue.
-    pub backends: Arc<[Arc<Backend>]>,
+    /// At least one.
+    pub tiers: Box<[Tier]>,
     /// For requests that come to no backend.
     pub series: Arc<Series>,
+}
+
+/// The candidates of a tier and of all before it.
+#[derive(Debug)]
+pub struct Tier {
+    /// How many of the candidates, from the first on.
+    pub candidates: usize,
+    /// Their backends, for the queue.
+    pub backends: Arc<[Arc<Backend>]>,
 }
 
 /// A backend that serves a model.
@@ -72,6 +96,8 @@ pub struct Served {
 pub struct Candidate {
     /// Index into the snapshot's fleet.
     pub member: usize,
+    /// The column `loaded`: 1, 0, or unknown.
+    pub loaded: u32,
     /// The native name as JSON, to be spliced into requests.
     pub native_json: Bytes,
     /// The native name as it is, for multipart bodies and the answer's header.
@@ -85,7 +111,8 @@ impl Worker {
     pub fn new(index: usize, shared: Arc<Shared>) -> Rc<Self> {
         let unplaced = shared.metrics.series(index, "", "");
         let current = RefCell::new(Current::new(shared.snapshot.load_full()));
-        Rc::new(Self { index, shared, pool: Rc::default(), current, unplaced })
+        let decisions = shared.decisions.get(index).map(Arc::clone).unwrap_or_default();
+        Rc::new(Self { index, shared, pool: Rc::default(), current, unplaced, decisions, cut: Rc::default() })
     }
 
     /// The newest snapshot. Costs no shared write: the count that a request holds is this worker's own.
@@ -98,14 +125,18 @@ impl Worker {
         Rc::clone(&current)
     }
 
-    /// Who serves a model to those who speak this dialect; `None`: nobody.
-    pub fn served(&self, current: &Current, model: &str, dialect: Dialect) -> Option<Rc<Served>> {
-        let key = (dialect, model.into());
+    /// Who serves a model to those who speak this dialect, and show it images or not; `None`: nobody.
+    pub fn served(&self, current: &Current, model: &str, dialect: Dialect, with_images: bool) -> Option<Rc<Served>> {
+        let key = (dialect, with_images, model.into());
         if let Some(known) = current.resolved.borrow().get(&key) {
             return known.clone();
         }
-        let (routes, is_sure) = self.routes(&current.snapshot, model);
-        let served = self.resolve(&current.snapshot, model, dialect, routes).map(Rc::new);
+        let (mut routes, is_sure) = self.routes(&current.snapshot, model);
+        prefer_native_speakers(&current.snapshot, dialect, &mut routes);
+        if with_images {
+            prefer_those_who_see(&current.snapshot, &mut routes);
+        }
+        let served = self.resolve(&current.snapshot, model, routes).map(Rc::new);
         let mut resolved = current.resolved.borrow_mut();
         if resolved.len() >= RESOLVED_LIMIT {
             resolved.clear();
@@ -131,22 +162,29 @@ impl Worker {
         }
     }
 
-    fn resolve(&self, snapshot: &Snapshot, model: &str, dialect: Dialect, mut routes: Vec<Route>) -> Option<Served> {
+    fn resolve(&self, snapshot: &Snapshot, model: &str, mut routes: Vec<Route>) -> Option<Served> {
+        let tier = |member: usize| snapshot.fleet.get(member).map_or(0, |member| member.config.tier);
         // In the order of the fleet, so that strict turns are the same whoever translates.
-        routes.sort_unstable_by_key(|route| route.backend);
-        prefer_native_speakers(snapshot, dialect, &mut routes);
+        routes.sort_unstable_by_key(|route| (tier(route.backend as usize), route.backend));
         let candidates: Box<[Candidate]> =
             routes.iter().filter_map(|route| self.candidate(snapshot, model, route)).collect();
         if candidates.is_empty() {
             return None;
         }
+        let mut tiers = Vec::new();
+        for same in candidates.chunk_by(|one, other| tier(one.member) == tier(other.member)) {
+            let count = tiers.last().map_or(0, |tier: &Tier| tier.candidates) + same.len();
+            let so_far = candidates.iter().take(count);
+            let backends =
+                so_far.filter_map(|candidate| Some(Arc::clone(&snapshot.fleet.get(candidate.member)?.backend)));
+            tiers.push(Tier { candidates: count, backends: backends.collect() });
+        }
         let public: Arc<str> = model.into();
         let at = snapshot.catalog.iter().position(|listed| listed.as_ref() == model);
-        let backend = |candidate: &Candidate| Some(Arc::clone(&snapshot.fleet.get(candidate.member)?.backend));
         Some(Served {
             model: at.and_then(|at| u32::try_from(at).ok()).unwrap_or(UNLISTED),
-            sequence: self.shared.sequence(&public),
-            backends: candidates.iter().filter_map(backend).collect(),
+            demand: self.shared.demand(&public),
+            tiers: tiers.into(),
             series: self.shared.metrics.series(self.index, model, ""),
             candidates,
             public,
@@ -156,8 +194,10 @@ impl Worker {
     fn candidate(&self, snapshot: &Snapshot, model: &str, route: &Route) -> Option<Candidate> {
         let member = route.backend as usize;
         let backend = &snapshot.fleet.get(member)?.backend;
+        let loaded = known_of(snapshot, route, |model| model.loaded);
         Some(Candidate {
             member,
+            loaded: loaded.map_or(UNKNOWN, u32::from),
             native_json: json_string(&route.native),
             native_header: HeaderValue::from_str(&route.native).ok(),
             backend_header: HeaderValue::from_str(&backend.name).ok(),
@@ -192,6 +232,21 @@ fn own_routes(snapshot: &Snapshot, model: &str) -> Vec<Route> {
     };
     let route = |(index, member)| Some(Route { backend: u32::try_from(index).ok()?, native: native(member)? });
     snapshot.fleet.iter().enumerate().filter_map(route).collect()
+}
+
+/// What a backend says of the model that a route leads to.
+fn known_of(snapshot: &Snapshot, route: &Route, ask: fn(&ServedModel) -> Option<bool>) -> Option<bool> {
+    let member = snapshot.fleet.get(route.backend as usize)?;
+    let models = Arc::clone(&member.backend.known().models);
+    models.iter().find(|model| model.native == route.native).and_then(ask)
+}
+
+/// Images are for models that see: where a backend does not say that its model is blind, others are not shown any.
+fn prefer_those_who_see(snapshot: &Snapshot, routes: &mut Vec<Route>) {
+    let may_see = |route: &Route| known_of(snapshot, route, |model| model.vision) != Some(false);
+    if routes.iter().any(may_see) {
+        routes.retain(may_see);
+    }
 }
 
 /// Ollama's own API is spoken by Ollama: where one serves the model, others are not asked in it.

@@ -4,24 +4,26 @@
 //! numbers are atomics, read on every pick by every worker; what only control and the admin page read
 //! lies behind a lock beside them.
 
+mod told;
+
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use crossbeam_utils::CachePadded;
 use tokio::sync::Notify;
 
-use super::engine::Report;
 use super::known::Known;
 use super::lease::Lease;
-use super::live::{Live, REACH_DOWN, REACH_UNKNOWN, REACH_UP, UNKNOWN, move_average, moved};
-use super::queue::Queue;
+use super::live::{Held, Live, REACH_DOWN, REACH_UNKNOWN, REACH_UP, UNKNOWN, move_average};
+use super::outlier::Attempts;
+use super::queue::{Queue, Turn};
 use super::state::State;
-use crate::clock::{micros32, now_ms};
-use crate::config::{BackendUrl, Capacity, Engine};
+use crate::clock::now_ms;
+use crate::config::BackendUrl;
 
-/// After a return, slots grow from one to all of them over this time.
-const GROW_BACK_MS: u64 = 10_000;
+/// An engine that restarts refuses connections for a moment, and one that shuts down until it is gone: past this it is.
+const GONE_AFTER_MS: u64 = 3_000;
 /// Without a new failure the average of errors halves in this time.
 const ERRORS_HALVE_MS: u64 = 5_000;
 
@@ -53,46 +55,56 @@ impl Backend {
         })
     }
 
-    /// Takes a slot where one is free and the backend may be used at this moment.
-    pub fn claim(backend: &Arc<Self>) -> Option<Lease> {
+    /// Takes the slots that a request costs, where they are free and the backend may be used at this moment. What costs
+    /// more than the backend has takes all of it.
+    pub fn claim(backend: &Arc<Self>, cost: u32) -> Option<Lease> {
         match (backend.is_suspended(), backend.is_ejected()) {
-            (false, _) => Self::take(backend, backend.slots()),
+            (false, _) => Self::take(backend, backend.room(), cost),
             // Its time is up: one trial, and no more until that has ended.
-            (true, false) => Self::take(backend, 1),
+            (true, false) => Self::take(backend, backend.room().min(1), cost),
             (true, true) => None,
         }
     }
 
     /// The same, also where failures of real traffic speak against it: for the last one standing.
-    pub fn claim_suspect(backend: &Arc<Self>) -> Option<Lease> {
-        Self::take(backend, backend.slots())
+    pub fn claim_suspect(backend: &Arc<Self>, cost: u32) -> Option<Lease> {
+        Self::take(backend, backend.room(), cost)
     }
 
-    fn take(backend: &Arc<Self>, limit: u32) -> Option<Lease> {
+    fn take(backend: &Arc<Self>, room: u32, cost: u32) -> Option<Lease> {
         if !backend.is_open() {
             return None;
         }
-        let take = |held: u32| (held < limit).then_some(held + 1);
-        backend.live.in_flight.fetch_update(SeqCst, SeqCst, take).ok()?;
-        Some(Lease::new(backend))
+        let cost = cost.min(room).max(1);
+        let mut requests = 0;
+        let take = |held: u64| {
+            let held = Held::of(held);
+            requests = held.requests + 1;
+            (held.slots + cost <= room).then(|| Held { requests, slots: held.slots + cost }.packed())
+        };
+        backend.live.held.fetch_update(SeqCst, SeqCst, take).ok()?;
+        if requests > backend.live.most_held.load(Relaxed) {
+            backend.live.most_held.fetch_max(requests, Relaxed);
+        }
+        Some(Lease::new(backend, cost))
     }
 
-    /// A slot is free again; for the lease alone. `held_ms`: how long it was held, where that says something.
-    pub(super) fn give_back(&self, held_ms: Option<u32>) {
+    /// Slots are free again; for the lease alone. `held_ms`: how long they were held, where that says something.
+    pub(super) fn give_back(&self, cost: u32, held_ms: Option<u32>) {
         if let Some(held_ms) = held_ms {
             move_average(&self.live.hold_ms, held_ms);
         }
-        self.live.in_flight.fetch_sub(1, SeqCst);
+        self.live.held.fetch_sub(Held { requests: 1, slots: cost }.packed(), SeqCst);
     }
 
     /// Hands free slots to whoever waits for them.
     pub fn wake(self: &Arc<Self>) {
-        self.queue.freed(self, 0);
+        self.queue.freed(self, None);
     }
 
-    /// The same, but only for those behind this ticket.
-    pub(super) fn wake_behind(self: &Arc<Self>, ticket: u64) {
-        self.queue.freed(self, ticket + 1);
+    /// The same, but only for those behind this turn.
+    pub(super) fn wake_behind(self: &Arc<Self>, turn: Turn) {
+        self.queue.freed(self, Some(turn));
     }
 
     /// A request is sent to it.
@@ -104,14 +116,27 @@ impl Backend {
     fn is_open(&self) -> bool {
         self.live.reach.load(SeqCst) == REACH_UP
             && !self.live.draining.load(SeqCst)
-            && (!self.live.engine_busy.load(SeqCst) || self.is_stale())
+            && (!self.live.cache_full.load(SeqCst) || self.is_stale())
             && !self.is_told_busy()
     }
 
     /// Whether it may be picked now: up, not busy, a slot free, not ejected by real traffic.
     pub fn is_available(&self) -> bool {
-        let limit = if self.is_suspended() { 1 } else { self.slots() };
-        self.is_open() && self.in_flight() < limit && !self.is_ejected()
+        let room = if self.is_suspended() { self.room().min(1) } else { self.room() };
+        self.is_open() && self.taken() < room && !self.is_ejected()
+    }
+
+    /// Why it may not be picked now, in a word; `None` where it may.
+    pub fn left_out(&self) -> Option<&'static str> {
+        Some(match self.state() {
+            State::Available => return None,
+            State::Busy if self.is_told_busy() => "pushed_back",
+            State::Busy if self.live.cache_full.load(SeqCst) && !self.is_stale() => "cache_full",
+            State::Busy if self.room() < self.slots() => "busy_elsewhere",
+            State::Busy => "full",
+            State::Down if self.is_up() => "ejected",
+            other => other.name(),
+        })
     }
 
     /// Whether failures of real traffic have put it out of use, and no good answer has brought it back yet.
@@ -139,6 +164,12 @@ impl Backend {
         self.live.reach.load(Relaxed) == REACH_UNKNOWN
     }
 
+    /// Whether nobody has listened at its address for a while: what it has accepted may never be answered.
+    pub fn is_gone(&self) -> bool {
+        let since = self.live.refusing_since_ms.load(Relaxed);
+        since > 0 && now_ms().saturating_sub(since) >= GONE_AFTER_MS
+    }
+
     /// Whether failures of real traffic keep it out of use now.
     pub fn is_ejected(&self) -> bool {
         self.is_suspended() && self.known().health.is_ejected(now_ms())
@@ -161,13 +192,25 @@ impl Backend {
         }
     }
 
+    /// Requests of ours that it holds.
     pub fn in_flight(&self) -> u32 {
-        self.live.in_flight.load(SeqCst)
+        Held::of(self.live.held.load(SeqCst)).requests
     }
 
-    /// Requests it may hold at once now.
+    /// Slots that those take.
+    pub fn taken(&self) -> u32 {
+        Held::of(self.live.held.load(SeqCst)).slots
+    }
+
+    /// Slots it has now, whoever takes them.
     pub fn slots(&self) -> u32 {
         self.live.limit.load(SeqCst)
+    }
+
+    /// Slots that ours may take now: all that it has, less what its last report leaves to others.
+    pub fn room(&self) -> u32 {
+        let (slots, ceiling) = (self.slots(), self.live.ceiling.load(SeqCst));
+        if ceiling >= slots || self.is_stale() { slots } else { ceiling }
     }
 
     /// Where the number of slots comes from: `config`, `reported` or `learned`.
@@ -208,6 +251,19 @@ impl Backend {
         errors.checked_shr(u32::try_from(since_ms / ERRORS_HALVE_MS).unwrap_or(u32::MAX)).unwrap_or(0)
     }
 
+    /// Whether it fails so often that a request with another choice should stay away, by a throw of dice: a backend that
+    /// fails fast has room at all times, and no policy shall be drawn by that.
+    pub fn is_better_avoided(&self, dice: u32) -> bool {
+        let errors = self.errors_permille();
+        errors > 0 && dice % 1_000 < errors
+    }
+
+    /// Attempts that have ended, and those of them that failed.
+    fn attempts(&self) -> Attempts {
+        let (requests, failed) = self.totals();
+        Attempts { ended: requests.saturating_sub(self.in_flight().into()), failed }
+    }
+
     /// Attempts and failures since it was made.
     pub fn totals(&self) -> (u64, u64) {
         (self.live.requests.load(Relaxed), self.live.failures.load(Relaxed))
@@ -217,171 +273,13 @@ impl Backend {
     pub fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    // --- what polling and reload say ---
-
-    /// Takes over a changed configuration.
-    pub fn configure(self: &Arc<Self>, slots: Option<u32>, engine: Option<Engine>) {
-        let mut known = self.known();
-        known.configured_slots = slots;
-        known.engine = engine.or(known.engine);
-        self.set_limit(&known);
-        drop(known);
-        self.live.draining.store(false, SeqCst);
-        self.wake();
-    }
-
-    /// No new requests; those it holds go on.
-    pub fn drain(&self) {
-        self.live.draining.store(true, SeqCst);
-    }
-
-    /// A good poll: it is up, and this is what it says of itself. Wakes whoever waits for it.
-    pub fn reported_in(self: &Arc<Self>, report: &Report, limits: &Capacity) {
-        let mut known = self.known();
-        let before = self.live.reach.load(SeqCst);
-        let returned = before == REACH_DOWN;
-        if before != REACH_UP {
-            let engine = known.engine.map_or("unknown", Engine::name);
-            tracing::info!(backend = %self.name, engine, "up");
-            // Whatever it said before it went is void.
-            self.live.busy_until_ms.store(0, SeqCst);
-        }
-        known.down_since = None;
-        if !known.health.is_ejected(now_ms()) {
-            known.last_error = None;
-        }
-        // One answer missed is no news: the limit it last said stands.
-        known.reported_slots = report.limit.filter(|limit| *limit > 0).or(known.reported_slots);
-        if report.waiting.is_some_and(|waiting| waiting > limits.max_waiting) {
-            known.learned = known.learned.pushed_back(self.in_flight());
-        }
-        known.kv_cache_used = report.kv_cache_used;
-        if returned {
-            known.returned_ms = Some(now_ms());
-        }
-        self.set_limit(&known);
-        drop(known);
-        self.store_report(report, limits);
-        self.live.reach.store(REACH_UP, SeqCst);
-        self.wake();
-    }
-
-    fn store_report(&self, report: &Report, limits: &Capacity) {
-        let permille = |used: f64| (used * 1000.0) as u32;
-        self.live.running.store(report.running.unwrap_or(UNKNOWN), Relaxed);
-        self.live.waiting.store(report.waiting.unwrap_or(UNKNOWN), Relaxed);
-        self.live.kv_permille.store(report.kv_cache_used.map_or(UNKNOWN, permille), Relaxed);
-        self.live.reported_at_ms.store(now_ms().max(1), Relaxed);
-        self.live.stale_at_ms.store(now_ms() + crate::clock::millis(limits.stale_after), Relaxed);
-        let queues = report.waiting.is_some_and(|waiting| waiting > limits.max_waiting);
-        let full = report.kv_cache_used.is_some_and(|used| used > limits.max_kv_cache);
-        self.live.engine_busy.store(queues || full, SeqCst);
-    }
-
-    /// The report is too old to be believed: the own count decides.
-    pub fn forget_report(self: &Arc<Self>) {
-        for number in [&self.live.running, &self.live.waiting, &self.live.kv_permille] {
-            number.store(UNKNOWN, Relaxed);
-        }
-        self.known().kv_cache_used = None;
-        if self.live.engine_busy.swap(false, SeqCst) {
-            self.wake();
-        }
-    }
-
-    /// Age of the last report, in milliseconds; `None` before the first.
-    pub fn report_age_ms(&self) -> Option<u64> {
-        let at = self.live.reported_at_ms.load(Relaxed);
-        (at > 0).then(|| now_ms().saturating_sub(at))
-    }
-
-    /// It cannot be reached, or says itself that it cannot serve. Nothing is sent to it until a poll finds it up.
-    pub fn went_down(&self, why: &str) {
-        let mut known = self.known();
-        if self.live.reach.swap(REACH_DOWN, SeqCst) != REACH_DOWN {
-            known.down_since = Some(SystemTime::now());
-            tracing::warn!(backend = %self.name, "down: {why}");
-        }
-        known.last_error = Some(why.to_owned());
-    }
-
-    // --- what real traffic says ---
-
-    /// It refused for want of room (429 or 503): nothing more for `pause`.
-    pub fn pushed_back(&self, pause: Duration) {
-        self.live.busy_until_ms.fetch_max(now_ms() + crate::clock::millis(pause), SeqCst);
-        let mut known = self.known();
-        known.learned = known.learned.pushed_back(self.in_flight());
-        self.set_limit(&known);
-    }
-
-    /// The first byte of an answer came after `first_byte`; of a stream, where `is_stream`.
-    pub fn began(self: &Arc<Self>, first_byte: Duration, is_stream: bool) {
-        let micros = micros32(first_byte);
-        let average = self.live.first_byte_us.load(Relaxed);
-        self.live.first_byte_us.store(if average == 0 { micros } else { moved(average, micros) }, Relaxed);
-        // The lock only where something may change: a limit that was reached.
-        if self.in_flight() >= self.slots() {
-            let has_room = self.live.waiting.load(Relaxed) == 0 && !self.is_stale();
-            let mut known = self.known();
-            known.learned = known.learned.answered(true, is_stream.then_some(micros), has_room);
-            self.set_limit(&known);
-            drop(known);
-            self.wake();
-        }
-    }
-
-    /// A good answer came to its end: whatever failed before is forgotten.
-    pub fn completed(self: &Arc<Self>) {
-        if !self.live.suspect.load(Relaxed) {
-            return;
-        }
-        move_average(&self.live.errors_permille, 0);
-        let mut known = self.known();
-        known.health = known.health.answered();
-        self.live.suspect.store(false, Relaxed);
-        if self.live.ejected.swap(false, SeqCst) {
-            known.returned_ms = Some(now_ms());
-            known.last_error = None;
-            tracing::info!(backend = %self.name, "trial passed: in use again");
-        }
-        self.set_limit(&known);
-        drop(known);
-        self.wake();
-    }
-
-    /// Real traffic failed on it.
-    pub fn failed(&self, why: &str, eject_after: u32) {
-        move_average(&self.live.errors_permille, 1000);
-        self.live.failed_at_ms.store(now_ms(), Relaxed);
-        self.live.suspect.store(true, Relaxed);
-        self.live.failures.fetch_add(1, Relaxed);
-        let mut known = self.known();
-        known.last_error = Some(why.to_owned());
-        known.health = known.health.failed(eject_after, now_ms(), fastrand::f64());
-        if known.health.is_ejected(now_ms()) && !self.live.ejected.swap(true, SeqCst) {
-            tracing::warn!(backend = %self.name, "out of use after repeated failures: {why}");
-        }
-        self.set_limit(&known);
-        drop(known);
-        self.poll_now.notify_one();
-    }
-
-    /// The limit of this moment: the slots it has, fewer while they grow back.
-    fn set_limit(&self, known: &Known) {
-        let (slots, _) = known.slots();
-        let grown = match known.returned_ms.map(|at| now_ms().saturating_sub(at)) {
-            Some(age) if age < GROW_BACK_MS => (u64::from(slots) * age / GROW_BACK_MS) as u32,
-            _ => slots,
-        };
-        self.live.limit.store(grown.max(1), SeqCst);
-    }
 }
 
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::config::Capacity;
+    use crate::fleet::engine::Report;
 
     fn limits() -> Capacity {
         Capacity {
@@ -389,6 +287,7 @@ pub(super) mod tests {
             stale_after: Duration::from_secs(5),
             max_waiting: 0,
             max_kv_cache: 0.95,
+            cost: crate::config::Cost { image: 0.0, mib: 0.0 },
         }
     }
 
@@ -403,7 +302,7 @@ pub(super) mod tests {
 
     #[test]
     fn never_holds_more_than_its_slots_whoever_claims() {
-        let backend = backend_with(&Queue::new(0), 3);
+        let backend = backend_with(&Queue::new(0, 0), 3);
         let (threads, rounds) = (8, 500);
         let together = std::sync::Barrier::new(threads);
         let granted = AtomicU32::new(0);
@@ -412,7 +311,7 @@ pub(super) mod tests {
                 scope.spawn(|| {
                     for _ in 0..rounds {
                         together.wait();
-                        let lease = Backend::claim(&backend);
+                        let lease = Backend::claim(&backend, 1);
                         granted.fetch_add(u32::from(lease.is_some()), SeqCst);
                         together.wait();
                     }
@@ -425,10 +324,10 @@ pub(super) mod tests {
 
     #[test]
     fn a_report_of_a_queue_or_a_full_cache_makes_it_busy_and_a_stale_one_does_not() {
-        let backend = backend_with(&Queue::new(0), 3);
+        let backend = backend_with(&Queue::new(0, 0), 3);
         backend.reported_in(&Report { waiting: Some(1), ..Report::default() }, &limits());
         assert_eq!(backend.state(), State::Busy);
-        assert!(Backend::claim(&backend).is_none());
+        assert!(Backend::claim(&backend, 1).is_none());
         backend.forget_report();
         assert_eq!(backend.state(), State::Available);
         backend.reported_in(&Report { kv_cache_used: Some(0.96), ..Report::default() }, &limits());
@@ -437,7 +336,7 @@ pub(super) mod tests {
 
     #[test]
     fn slots_come_from_configuration_then_report_then_learning() {
-        let backend = backend_with(&Queue::new(0), 3);
+        let backend = backend_with(&Queue::new(0, 0), 3);
         assert_eq!((backend.slots(), backend.slots_from()), (3, "config"));
         backend.configure(None, None);
         assert_eq!((backend.slots(), backend.slots_from()), (super::super::limit::FIRST, "learned"));
@@ -447,14 +346,14 @@ pub(super) mod tests {
 
     #[test]
     fn repeated_failures_eject_whatever_the_polls_say() {
-        let backend = backend_with(&Queue::new(0), 3);
+        let backend = backend_with(&Queue::new(0, 0), 3);
         for _ in 0..5 {
             backend.failed("reset", 5);
         }
         backend.reported_in(&Report::default(), &limits());
         assert_eq!(backend.state(), State::Down);
-        assert!(Backend::claim(&backend).is_none());
-        assert!(Backend::claim_suspect(&backend).is_some(), "the last one standing stays in use");
+        assert!(Backend::claim(&backend, 1).is_none());
+        assert!(Backend::claim_suspect(&backend, 1).is_some(), "the last one standing stays in use");
         backend.began(Duration::from_millis(5), true);
         assert_eq!(backend.state(), State::Down, "a beginning is no answer");
         backend.completed();
@@ -463,7 +362,7 @@ pub(super) mod tests {
 
     #[test]
     fn a_backend_that_returns_starts_with_one_slot() {
-        let backend = backend_with(&Queue::new(0), 8);
+        let backend = backend_with(&Queue::new(0, 0), 8);
         backend.went_down("refused");
         assert_eq!(backend.state(), State::Down);
         backend.reported_in(&Report::default(), &limits());

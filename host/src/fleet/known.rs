@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use super::engine::ServedModel;
 use super::health::Health;
 use super::limit::Learned;
+use super::outlier::Window;
 use crate::config::Engine;
 
 /// What control and the admin page know of a backend.
@@ -17,6 +18,8 @@ pub struct Known {
     pub reported_slots: Option<u32>,
     pub learned: Learned,
     pub health: Health,
+    /// Attempts of the last half minute.
+    pub window: Window,
     pub kv_cache_used: Option<f64>,
     /// As last reported; kept while it is down, for a known model is not an unknown one.
     pub models: Arc<Vec<ServedModel>>,
@@ -27,6 +30,11 @@ pub struct Known {
 }
 
 impl Known {
+    /// The number of slots where it is somebody's word.
+    pub fn told_slots(&self) -> Option<u32> {
+        self.configured_slots.or(self.reported_slots)
+    }
+
     /// The number of slots and where it comes from.
     pub fn slots(&self) -> (u32, &'static str) {
         match (self.configured_slots, self.reported_slots) {

@@ -16,13 +16,18 @@ pub const REACH_DOWN: u8 = 2;
 /// The numbers of the request path, together on their own cache lines.
 #[derive(Debug)]
 pub struct Live {
-    pub in_flight: AtomicU32,
+    /// Requests it holds and the slots they take, in one number: see [`Held`].
+    pub held: AtomicU64,
+    /// The most requests it held at one time since the last report.
+    pub most_held: AtomicU32,
     /// Requests it may hold now; changed by report, learning, return and reload.
     pub limit: AtomicU32,
     pub reach: AtomicU8,
     pub draining: AtomicBool,
-    /// The engine's last report says it is full.
-    pub engine_busy: AtomicBool,
+    /// The engine's last report says that its KV-cache is full.
+    pub cache_full: AtomicBool,
+    /// Slots that others and the engine's own line leave to us, by its last report; [`UNKNOWN`] for all.
+    pub ceiling: AtomicU32,
     pub ejected: AtomicBool,
     /// It failed since its last good answer.
     pub suspect: AtomicBool,
@@ -37,6 +42,8 @@ pub struct Live {
     pub first_byte_us: AtomicU32,
     pub errors_permille: AtomicU32,
     pub failed_at_ms: AtomicU64,
+    /// Since when nobody listens at its address; 0 while somebody does.
+    pub refusing_since_ms: AtomicU64,
     /// How long a slot is held, on average, in milliseconds.
     pub hold_ms: AtomicU32,
     pub requests: AtomicU64,
@@ -46,11 +53,13 @@ pub struct Live {
 impl Live {
     pub fn new() -> Self {
         Self {
-            in_flight: AtomicU32::new(0),
+            held: AtomicU64::new(0),
+            most_held: AtomicU32::new(0),
             limit: AtomicU32::new(super::limit::FIRST),
             reach: AtomicU8::new(REACH_UNKNOWN),
             draining: AtomicBool::new(false),
-            engine_busy: AtomicBool::new(false),
+            cache_full: AtomicBool::new(false),
+            ceiling: AtomicU32::new(UNKNOWN),
             ejected: AtomicBool::new(false),
             suspect: AtomicBool::new(false),
             busy_until_ms: AtomicU64::new(0),
@@ -60,12 +69,30 @@ impl Live {
             reported_at_ms: AtomicU64::new(0),
             stale_at_ms: AtomicU64::new(0),
             failed_at_ms: AtomicU64::new(0),
+            refusing_since_ms: AtomicU64::new(0),
             first_byte_us: AtomicU32::new(0),
             errors_permille: AtomicU32::new(0),
             hold_ms: AtomicU32::new(UNMEASURED_HOLD_MS),
             requests: AtomicU64::new(0),
             failures: AtomicU64::new(0),
         }
+    }
+}
+
+/// What a backend holds: requests of ours, and the slots they take. Changed together, by one atomic operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    pub requests: u32,
+    pub slots: u32,
+}
+
+impl Held {
+    pub fn of(packed: u64) -> Self {
+        Self { requests: (packed >> 32) as u32, slots: packed as u32 }
+    }
+
+    pub fn packed(self) -> u64 {
+        u64::from(self.requests) << 32 | u64::from(self.slots)
     }
 }
 

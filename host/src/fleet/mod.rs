@@ -11,11 +11,13 @@ mod known;
 mod lease;
 mod limit;
 mod live;
+mod outlier;
 mod queue;
+mod room;
 mod state;
 
 pub use backend::Backend;
 pub use lease::Lease;
 pub use live::UNKNOWN;
-pub use queue::{Place, Queue, Refused};
+pub use queue::{Queue, Refused, Turn, Wish};
 pub use state::State;

@@ -44,11 +44,13 @@ pub enum Column {
     FirstTokenUs,
     /// Moving average of failed attempts.
     ErrorsPermille,
+    /// Whether the model is loaded there.
+    Loaded,
 }
 
 impl Column {
     /// All there are, in the order of `wit/`.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::InFlight,
         Self::Slots,
         Self::Free,
@@ -60,6 +62,7 @@ impl Column {
         Self::AgeMs,
         Self::FirstTokenUs,
         Self::ErrorsPermille,
+        Self::Loaded,
     ];
 
     /// Its name in `wit/`.
@@ -76,6 +79,7 @@ impl Column {
             Self::AgeMs => "age-ms",
             Self::FirstTokenUs => "first-token-us",
             Self::ErrorsPermille => "errors-permille",
+            Self::Loaded => "loaded",
         }
     }
 

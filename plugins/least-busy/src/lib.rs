@@ -14,6 +14,9 @@ const FULL: u64 = 1_000_000;
 /// unless errors outweigh idleness it would attract every request.
 const COST_PER_ERROR_PERMILLE: u64 = FULL / 100;
 
+/// A model that must be loaded first costs as much as being half full: worth it only where those that have it are.
+const COST_OF_LOADING: u64 = FULL / 2;
+
 /// How busy the candidate would be. What waits inside the engine counts besides what we sent there; an engine that
 /// says nothing is judged by our own count.
 fn cost(candidate: &Candidate<LeastBusy>) -> u64 {
@@ -21,13 +24,14 @@ fn cost(candidate: &Candidate<LeastBusy>) -> u64 {
     let requests = u64::from(candidate.get(Column::InFlight)) + u64::from(waiting) + 1;
     let room = u64::from(candidate.get(Column::Slots)) * u64::from(candidate.get(Column::Weight));
     let errors = u64::from(candidate.get(Column::ErrorsPermille)) * COST_PER_ERROR_PERMILLE;
+    let loading = if candidate.known(Column::Loaded) == Some(0) { COST_OF_LOADING } else { 0 };
     // Weight 0 is no room at all: such a backend serves only where there is no other.
-    (requests * FULL).checked_div(room).map_or(u64::MAX, |load| load + errors)
+    (requests * FULL).checked_div(room).map_or(u64::MAX, |load| load + errors + loading)
 }
 
 impl Policy for LeastBusy {
     const COLUMNS: &'static [Column] =
-        &[Column::InFlight, Column::Slots, Column::Waiting, Column::Weight, Column::ErrorsPermille];
+        &[Column::InFlight, Column::Slots, Column::Waiting, Column::Weight, Column::ErrorsPermille, Column::Loaded];
 
     fn configure(_: &Setup) -> Result<Self, String> {
         Ok(Self)
@@ -43,7 +47,7 @@ export_policy!(LeastBusy);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use Column::{ErrorsPermille, InFlight, Slots, Waiting, Weight};
+    use Column::{ErrorsPermille, InFlight, Loaded, Slots, Waiting, Weight};
     use vision_proxy_sdk::Rows;
 
     /// The rows picked under 12 different random numbers, each once.
@@ -84,6 +88,14 @@ mod tests {
         assert_eq!(picked(&[broken, &[(InFlight, 63), (Slots, 64)]]), [1]);
         let nearly_sound: &[(Column, u32)] = &[(InFlight, 0), (Slots, 64), (ErrorsPermille, 5)];
         assert_eq!(picked(&[nearly_sound, &[(InFlight, 63), (Slots, 64)]]), [0]);
+    }
+
+    #[test]
+    fn a_model_that_is_loaded_is_preferred_until_its_backend_is_half_full() {
+        let unloaded: &[(Column, u32)] = &[(InFlight, 0), (Slots, 8), (Loaded, 0)];
+        assert_eq!(picked(&[unloaded, &[(InFlight, 3), (Slots, 8), (Loaded, 1)]]), [1]);
+        assert_eq!(picked(&[unloaded, &[(InFlight, 5), (Slots, 8), (Loaded, 1)]]), [0]);
+        assert_eq!(picked(&[unloaded, &[(InFlight, 3), (Slots, 8)]]), [1], "unknown is not unloaded");
     }
 
     #[test]

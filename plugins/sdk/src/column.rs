@@ -1,16 +1,16 @@
 //! The numbers a policy may ask for, and where each stands in a row.
 
-/// A number that a policy is given for each candidate. Those from `Running` to `AgeMs` are the engine's own word:
+/// A number that a policy is given for each candidate. Those from `Running` to `AgeMs`, and `Loaded`, are the engine's word:
 /// they may be wrong, old or unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Column {
     /// Requests of this proxy at the backend now; exact.
     InFlight,
-    /// Requests it may hold at once now; at least 1.
+    /// Slots it leaves to this proxy now; at least 1.
     Slots,
-    /// `Slots` less `InFlight`; at least 1.
+    /// `Slots` less those taken; at least 1.
     Free,
-    /// `InFlight` × 1,000 / `Slots`.
+    /// Slots taken × 1,000 / `Slots`.
     LoadPermille,
     /// The configured weight, 1 where none is given.
     Weight,
@@ -26,11 +26,13 @@ pub enum Column {
     FirstTokenUs,
     /// Moving average of failed attempts: 0 to 1,000.
     ErrorsPermille,
+    /// 1 where the backend has the model loaded, 0 where it would have to load it first, which may take minutes.
+    Loaded,
 }
 
 impl Column {
     /// Every column, in the order of the interface.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::InFlight,
         Self::Slots,
         Self::Free,
@@ -42,6 +44,7 @@ impl Column {
         Self::AgeMs,
         Self::FirstTokenUs,
         Self::ErrorsPermille,
+        Self::Loaded,
     ];
 
     /// The name by which the interface knows it.
@@ -58,6 +61,7 @@ impl Column {
             Self::AgeMs => "age-ms",
             Self::FirstTokenUs => "first-token-us",
             Self::ErrorsPermille => "errors-permille",
+            Self::Loaded => "loaded",
         }
     }
 
@@ -65,7 +69,7 @@ impl Column {
     #[inline]
     pub(crate) fn unknown(self) -> Option<u32> {
         match self {
-            Self::Running | Self::Waiting | Self::KvPermille | Self::AgeMs => Some(u32::MAX),
+            Self::Running | Self::Waiting | Self::KvPermille | Self::AgeMs | Self::Loaded => Some(u32::MAX),
             Self::FirstTokenUs => Some(0),
             Self::InFlight | Self::Slots | Self::Free | Self::LoadPermille | Self::Weight | Self::ErrorsPermille => {
                 None

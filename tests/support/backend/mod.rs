@@ -216,6 +216,12 @@ impl Backend {
         hung
     }
 
+    /// Takes no more connections and keeps those it has, as an engine that shuts down; its port refuses.
+    pub fn shut(&self) {
+        self.state.is_shut.store(true, SeqCst);
+        self.state.shuts.notify_one();
+    }
+
     /// Serves again on the same port.
     pub async fn restart(&self) {
         let socket = bound(self.address);

@@ -9,6 +9,7 @@ use socket2::SockRef;
 use tokio::io::AsyncWriteExt;
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -27,6 +28,9 @@ pub struct State {
     pub rule: Mutex<Rule>,
     pub report: Mutex<Report>,
     pub breaks_next: AtomicBool,
+    /// It takes no connection any more, and no poll on those it has.
+    pub is_shut: AtomicBool,
+    pub shuts: Notify,
     pub requests: Mutex<Vec<Request>>,
     pub polled: Mutex<Vec<String>>,
     pub in_flight: AtomicUsize,
@@ -44,6 +48,8 @@ impl State {
             rule: Mutex::new(rule),
             report: Mutex::default(),
             breaks_next: AtomicBool::new(false),
+            is_shut: AtomicBool::new(false),
+            shuts: Notify::new(),
             requests: Mutex::default(),
             polled: Mutex::default(),
             in_flight: AtomicUsize::new(0),
@@ -76,11 +82,17 @@ impl State {
 pub async fn accept(listener: TcpListener, state: Arc<State>) {
     let mut connections = JoinSet::new();
     loop {
-        let (stream, _) = listener.accept().await.expect("accept");
+        let (stream, _) = tokio::select! {
+            accepted = listener.accept() => accepted.expect("accept"),
+            () = state.shuts.notified() => break,
+        };
         stream.set_nodelay(true).expect("no delay");
         connections.spawn(connection(stream, Arc::clone(&state)));
         while connections.try_join_next().is_some() {}
     }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+    std::future::pending().await
 }
 
 async fn connection(stream: TcpStream, state: Arc<State>) {
@@ -99,6 +111,7 @@ async fn connection(stream: TcpStream, state: Arc<State>) {
         let mut body = BytesMut::new();
         let arrived = inbox.body(&head, &mut body).await.is_ok();
         let answer = match &mut flight {
+            None if state.is_shut.load(SeqCst) => return,
             None => state.poll_answer(&head.target),
             Some(flight) => flight.arrived(body, arrived),
         };

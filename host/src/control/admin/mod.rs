@@ -4,6 +4,7 @@
 //! trusted with it: a foreign `Origin`, or a `Host` that is a name pointed at us, is refused (DNS rebinding).
 
 mod api;
+mod decisions;
 mod metrics;
 
 use std::convert::Infallible;
@@ -81,6 +82,10 @@ fn answer(view: &View, request: &Request<Incoming>) -> Answer {
         "/api/fleet" => json(StatusCode::OK, &api::fleet(view)),
         "/api/plugins" => json(StatusCode::OK, &api::plugins(view)),
         "/api/config" => json(StatusCode::OK, &api::config(view)),
+        "/api/decisions" => {
+            let query = request.uri().query().unwrap_or_default();
+            json(StatusCode::OK, &decisions::decisions(view, query))
+        }
         _ => error(StatusCode::NOT_FOUND, "unknown_path", "there is nothing at this path"),
     };
     answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));

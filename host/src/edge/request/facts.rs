@@ -22,8 +22,8 @@ pub struct Facts {
     /// Where its value stands in the body, to be replaced: in JSON with the quotes, so by JSON; in a form the
     /// bare text.
     pub model_range: Range<usize>,
-    /// Whether the answer is to come as a stream.
-    pub stream: bool,
+    /// Whether the answer is to come as a stream; `None` where the request does not say.
+    pub stream: Option<bool>,
     /// Whether the answer is to be stored and fetched later.
     pub background: bool,
     /// How many images it brings.

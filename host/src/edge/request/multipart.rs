@@ -174,7 +174,7 @@ impl MultipartScan {
                 self.facts.model_range = range;
             }
             // Python writes `True`; a form has no type that would tell it from `true`.
-            Part::Stream => self.facts.stream = self.held.eq_ignore_ascii_case(b"true") || self.held == b"1",
+            Part::Stream => self.facts.stream = Some(self.held.eq_ignore_ascii_case(b"true") || self.held == b"1"),
             Part::Session(key) => self.affinity.offer(key, &self.held),
             Part::Preamble | Part::Other => {}
         }
@@ -356,7 +356,7 @@ mod tests {
         ]);
         let facts = facts(&body);
         assert_eq!((facts.model.as_str(), &body[facts.model_range.clone()]), ("flux/dev", "flux/dev"));
-        assert_eq!((facts.stream, facts.images, facts.prefix), (true, 2, 0));
+        assert_eq!((facts.stream, facts.images, facts.prefix), (Some(true), 2, 0));
         assert_eq!(facts.affinity, {
             let mut affinity = Affinity::default();
             affinity.offer(SessionKey::User, b"u");

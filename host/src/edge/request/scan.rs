@@ -150,7 +150,7 @@ impl BodyScan {
                 self.facts.model_range = self.scanner.range();
             }
             (Wanted::Model, _) => return Err(BodyError::ModelNotAString),
-            (Wanted::Stream, _) => self.facts.stream = token == Token::True,
+            (Wanted::Stream, Token::True | Token::False) => self.facts.stream = Some(token == Token::True),
             // Stored if any of several says so: then it is not run twice.
             (Wanted::Background, Token::True) => self.facts.background = true,
             (Wanted::Session(key), Token::String) => self.affinity.offer(key, self.scanner.text(piece)),
@@ -209,7 +209,7 @@ mod tests {
             {"type":"text","text":"What is this?"},{"type":"image_url","image_url":{"url":"data:x"}}]}]}"#;
         let facts = facts(body);
         assert_eq!((facts.model.as_str(), &body[facts.model_range.clone()]), ("qwen-vl", "\"qwen-vl\""));
-        assert_eq!((facts.stream, facts.background, facts.images), (true, false, 1));
+        assert_eq!((facts.stream, facts.background, facts.images), (Some(true), false, 1));
         assert_ne!(facts.affinity, 0);
         assert_ne!(facts.prefix, 0);
     }
@@ -256,21 +256,21 @@ mod tests {
         let body = r#"{"messages":[{"model":"no","stream":true,"content":"\"model\":\"no\""}],"mod\u0065l":"y\u0065s","x":{"model":"no","stream":true}}"#;
         let facts = facts(body);
         assert_eq!((facts.model.as_str(), &body[facts.model_range]), ("yes", r#""y\u0065s""#));
-        assert!(!facts.stream);
+        assert_eq!(facts.stream, None);
     }
 
     #[test]
     fn switches() {
         for (member, stream, background) in [
-            (r#""stream":true"#, true, false),
-            (r#""stream":false"#, false, false),
-            (r#""stream":null"#, false, false),
-            (r#""stream":"true""#, false, false),
-            (r#""stream":[true]"#, false, false),
-            (r#""stream":{"stream":true}"#, false, false),
-            (r#""background":true"#, false, true),
-            (r#""background":true,"background":false"#, false, true),
-            (r#""stream_options":{"background":true}"#, false, false),
+            (r#""stream":true"#, Some(true), false),
+            (r#""stream":false"#, Some(false), false),
+            (r#""stream":null"#, None, false),
+            (r#""stream":"true""#, None, false),
+            (r#""stream":[true]"#, None, false),
+            (r#""stream":{"stream":true}"#, None, false),
+            (r#""background":true"#, None, true),
+            (r#""background":true,"background":false"#, None, true),
+            (r#""stream_options":{"background":true}"#, None, false),
         ] {
             let facts = facts(&format!(r#"{{{member},"model":"m"}}"#));
             assert_eq!((facts.stream, facts.background), (stream, background), "{member}");
@@ -355,7 +355,7 @@ mod tests {
         let body: Value = serde_json::from_str(body).unwrap();
         Facts {
             model: body["model"].as_str().unwrap().to_owned(),
-            stream: body["stream"] == true,
+            stream: body["stream"].as_bool(),
             images: images(&body),
             ..Facts::default()
         }

@@ -14,6 +14,7 @@ use super::Interrupted;
 use super::rename::Rename;
 use super::usage::Usage;
 use crate::edge::client::Exchange;
+use crate::edge::decisions::Decisions;
 use crate::edge::route::Dialect;
 use crate::edge::upstream::{Broken, UpstreamBody};
 use crate::fleet::{Backend, Lease};
@@ -26,12 +27,24 @@ pub struct Account {
     pub series: RefCell<Arc<Series>>,
     /// The status the client read; [`CLIENT_GONE`] until there is one.
     pub status: Cell<u16>,
-    started: Instant,
+    pub started: Instant,
+    /// How the exchange ended, as decisions tell it; that the client left, until it is known.
+    pub outcome: Cell<&'static str>,
+    /// Where decisions are kept, and the number of this one.
+    pub decisions: Arc<Decisions>,
+    pub number: Cell<Option<u64>>,
 }
 
 impl Account {
-    pub fn new(series: &Arc<Series>, started: Instant) -> Rc<Self> {
-        Rc::new(Self { series: RefCell::new(Arc::clone(series)), status: Cell::new(CLIENT_GONE), started })
+    pub fn new(series: &Arc<Series>, decisions: &Arc<Decisions>, started: Instant) -> Rc<Self> {
+        Rc::new(Self {
+            series: RefCell::new(Arc::clone(series)),
+            status: Cell::new(CLIENT_GONE),
+            started,
+            outcome: Cell::new("client_gone"),
+            decisions: Arc::clone(decisions),
+            number: Cell::new(None),
+        })
     }
 }
 
@@ -39,7 +52,11 @@ impl Drop for Account {
     fn drop(&mut self) {
         let series = self.series.borrow();
         series.request(self.status.get());
-        series.request_seconds.observe(self.started.elapsed());
+        let took = self.started.elapsed();
+        series.request_seconds.observe(took);
+        if let Some(number) = self.number.get() {
+            self.decisions.end(number, self.outcome.get(), took);
+        }
     }
 }
 
@@ -67,6 +84,8 @@ pub struct Relay {
     pub backend: Arc<Backend>,
     pub last_word: LastWord,
     pub eject_after: u32,
+    /// The process ends: what the backend may still have to say is not waited for.
+    pub cut: Rc<Cell<bool>>,
     pub end: End,
     pub account: Rc<Account>,
     #[expect(dead_code, reason = "held for its drop: until then the client is watched")]
@@ -96,6 +115,10 @@ impl Relay {
                 return Poll::Ready(Some(Ok(chunk)));
             }
             match self.end {
+                End::Open if self.cut.get() => {
+                    self.say_last_word();
+                    continue;
+                }
                 End::Open => {}
                 End::Complete => return Poll::Ready(None),
                 End::Flushing => {
@@ -135,6 +158,7 @@ impl Relay {
             self.backend.completed();
         }
         self.lease = None;
+        self.account.outcome.set("answered");
         self.count_tokens();
     }
 
@@ -155,7 +179,13 @@ impl Relay {
     fn interrupted(&mut self, broken: Broken) {
         // Before its slot is free for others.
         self.backend.failed(&broken.to_string(), self.eject_after);
+        self.say_last_word();
+    }
+
+    /// No more comes from the backend, whoever is to blame.
+    fn say_last_word(&mut self) {
         self.lease = None;
+        self.account.outcome.set("interrupted");
         let word = self.last_word.text();
         self.end = if word.is_empty() { End::Cut } else { End::Flushing };
         if !word.is_empty() {
@@ -169,12 +199,12 @@ impl LastWord {
     fn text(self) -> &'static str {
         match self {
             Self::Event(Dialect::Anthropic) => {
-                "\n\nevent: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"api_error\",\"message\":\"The backend stopped in the middle of its answer.\"}}\n\n"
+                "\n\nevent: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"api_error\",\"message\":\"The answer was interrupted.\"}}\n\n"
             }
             Self::Event(Dialect::OpenAi | Dialect::Ollama) => {
-                "\n\ndata: {\"error\":{\"message\":\"The backend stopped in the middle of its answer.\",\"type\":\"server_error\",\"param\":null,\"code\":\"upstream_interrupted\"}}\n\n"
+                "\n\ndata: {\"error\":{\"message\":\"The answer was interrupted.\",\"type\":\"server_error\",\"param\":null,\"code\":\"upstream_interrupted\"}}\n\n"
             }
-            Self::Line => "\n{\"error\":\"the backend stopped in the middle of its answer\"}\n",
+            Self::Line => "\n{\"error\":\"the answer was interrupted\"}\n",
             Self::Silence => "",
         }
     }

@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::timeout;
 
 use super::body::{Home, UpstreamBody};
 use super::framing::{Chunks, Framing};
@@ -57,13 +57,11 @@ pub enum Failure {
     /// backend may just have closed it for its age.
     #[error("the connection ended before an answer")]
     Unanswered { reused: bool },
-    #[error("no answer in time")]
-    FirstByteTimeout,
     #[error("not an HTTP answer: {0}")]
     Invalid(&'static str),
 }
 
-/// Sends a request to a backend and reads the head of its answer by `deadline`.
+/// Sends a request to a backend and reads the head of its answer. How long that may take is the caller's to say.
 ///
 /// # Errors
 /// [`Failure`] says how far it came; the connection is closed.
@@ -73,7 +71,6 @@ pub async fn send(
     request: &Outgoing<'_>,
     timeouts: &Timeouts,
     fresh: bool,
-    deadline: Instant,
 ) -> Result<Answer, Failure> {
     let (id, url) = backend;
     let idle = if fresh { None } else { pool.take(id) };
@@ -86,12 +83,9 @@ pub async fn send(
             .map_err(unconnected)?,
     };
     let unanswered = |_| Failure::Unanswered { reused };
-    let exchange = async {
-        let written = write(&stream, &head(request, url), request.body, pool).await.map_err(unanswered)?;
-        read_head(&stream, pool, written.answered, reused).await.map(|head| (head, written.whole))
-    };
-    let (head, whole) = timeout_at(deadline, exchange).await.map_err(|_| Failure::FirstByteTimeout)??;
-    head.into_answer(stream, pool, id, whole, timeouts.between_chunks, request.method)
+    let written = write(&stream, &head(request, url), request.body, pool).await.map_err(unanswered)?;
+    let head = read_head(&stream, pool, written.answered, reused).await?;
+    head.into_answer(stream, pool, id, written.whole, timeouts.between_chunks, request.method)
 }
 
 /// EMFILE, ENFILE, ENOMEM, ENOBUFS and EADDRNOTAVAIL: what connecting lacks on this side.

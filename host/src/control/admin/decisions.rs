@@ -1,0 +1,92 @@
+//! `GET /api/decisions`: why each of the last requests went where it went, the newest first.
+//!
+//! `?limit=N` shows fewer, `?request_id=ID` the one.
+
+use std::time::{Duration, SystemTime};
+
+use serde_json::{Map, Value, json};
+
+use super::View;
+use crate::edge::decisions::{Decision, KEPT, Pick, World};
+use crate::plugin::Decision as Said;
+
+/// The last decisions of all workers, as asked for in `query`.
+pub fn decisions(view: &View, query: &str) -> Value {
+    let asked = |key: &str| query.split('&').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='));
+    let limit = asked("limit").and_then(|limit| limit.parse().ok()).unwrap_or(KEPT);
+    let is_asked_for =
+        |decision: &Decision| asked("request_id").is_none_or(|id| decision.request_id.as_bytes() == id.as_bytes());
+    let mut all: Vec<Decision> = view.shared.decisions.iter().flat_map(|worker| worker.all()).collect();
+    all.sort_by_key(|decision| std::cmp::Reverse(decision.started));
+    let shown = all.iter().take(KEPT).filter(|decision| is_asked_for(decision)).take(limit);
+    json!({"decisions": shown.map(decision).collect::<Vec<_>>()})
+}
+
+fn decision(decision: &Decision) -> Value {
+    let at = SystemTime::now() - decision.started.elapsed();
+    json!({
+        "request_id": String::from_utf8_lossy(decision.request_id.as_bytes()),
+        "at": humantime::format_rfc3339_millis(at).to_string(),
+        "model": &*decision.model,
+        "images": decision.images,
+        "body_bytes": decision.body_bytes,
+        "cost": decision.cost,
+        "generation": decision.world.generation,
+        "policy": &decision.world.policy,
+        "picks": decision.picks.iter().map(|one| pick(one, &decision.world)).collect::<Vec<_>>(),
+        "queued_ms": decision.in_line.map(millis),
+        "status": decision.status,
+        "outcome": decision.ended.map_or("under_way", |(outcome, _)| outcome),
+        "total_ms": decision.ended.map(|(_, took)| millis(took)),
+    })
+}
+
+fn pick(pick: &Pick, world: &World) -> Value {
+    let name = |member: usize| world.names.get(member).map_or("", |name| name);
+    let candidates = pick.candidates.iter().zip(0..).map(|(numbers, row)| {
+        json!({
+            "backend": name(numbers.member),
+            "in_flight": numbers.in_flight,
+            "slots": numbers.slots,
+            "columns": columns(pick, world, row),
+        })
+    });
+    let left_out = pick.left_out.iter().map(|(member, why)| json!({"backend": name(*member), "why": why}));
+    let (backend, outcome, took) = match pick.attempt {
+        Some((member, outcome, took)) => (Some(name(member)), Some(outcome), Some(millis(took))),
+        None => (None, None, None),
+    };
+    json!({
+        "candidates": candidates.collect::<Vec<_>>(),
+        "left_out": left_out.collect::<Vec<_>>(),
+        "policy_said": pick.said.map(|said| word(said, pick, world)),
+        "backend": backend,
+        "outcome": outcome,
+        "ms": took,
+    })
+}
+
+/// The numbers that the policy asked for, of the candidate in this row.
+fn columns(pick: &Pick, world: &World, row: usize) -> Map<String, Value> {
+    let numbers = pick.rows.chunks(1 + world.columns.len()).nth(row).unwrap_or_default();
+    let number = |number: &u32| if *number == crate::fleet::UNKNOWN { Value::Null } else { json!(number) };
+    let named = world.columns.iter().zip(numbers.iter().skip(1));
+    named.map(|(column, value)| (column.name().to_owned(), number(value))).collect()
+}
+
+fn word(said: Said, pick: &Pick, world: &World) -> String {
+    match said {
+        Said::Pick(row) => {
+            let member = pick.candidates.get(row as usize).and_then(|numbers| world.names.get(numbers.member));
+            member.map_or_else(|| format!("row {row}"), ToString::to_string)
+        }
+        Said::Abstain => "abstain".to_owned(),
+        Said::Hold => "hold".to_owned(),
+        Said::Reject(status) => format!("reject {status}"),
+    }
+}
+
+/// Milliseconds, to the microsecond.
+fn millis(duration: Duration) -> f64 {
+    duration.as_micros() as f64 / 1000.0
+}

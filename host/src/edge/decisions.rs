@@ -1,0 +1,158 @@
+//! Why this backend: the last decisions of each worker, for `/api/decisions`.
+//!
+//! A request writes its record for itself and hands it over once, when its answer begins or it ends without one;
+//! what became of the answer is added when that is over. A worker's ring is locked for that moment alone, and by the
+//! admin listener for a copy.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use http::HeaderValue;
+use tokio::time::Instant;
+
+use super::response::Account;
+use crate::plugin::{Column, Decision as Said};
+
+/// Decisions kept, of a worker and in what is shown.
+pub const KEPT: usize = 1_000;
+/// Picks kept of one request: a policy may hold it again and again.
+const PICKS_LIMIT: usize = 8;
+/// Candidates and backends left out that a pick names; a fleet may have thousands.
+pub const NAMED_LIMIT: usize = 32;
+
+/// The decisions of one worker.
+#[derive(Debug, Default)]
+pub struct Decisions {
+    ring: Mutex<Ring>,
+}
+
+#[derive(Debug, Default)]
+struct Ring {
+    /// The number of the oldest one kept.
+    first: u64,
+    kept: VecDeque<Decision>,
+}
+
+/// What was decided for one request.
+#[derive(Debug, Clone)]
+pub struct Decision {
+    pub request_id: HeaderValue,
+    pub started: Instant,
+    /// Its public name.
+    pub model: Arc<str>,
+    pub images: u32,
+    pub body_bytes: u64,
+    /// Slots that it takes.
+    pub cost: u32,
+    pub world: Arc<World>,
+    pub picks: Vec<Pick>,
+    pub in_line: Option<Duration>,
+    pub status: u16,
+    /// How the exchange ended, and after how long; `None` while it goes on.
+    pub ended: Option<(&'static str, Duration)>,
+}
+
+/// Of the snapshot that was decided in, so much as its numbers need to be read.
+#[derive(Debug)]
+pub struct World {
+    pub generation: u64,
+    pub policy: String,
+    pub columns: Vec<Column>,
+    /// Names of the fleet, by index.
+    pub names: Vec<Arc<str>>,
+}
+
+/// One question to the policy, and what came of it.
+#[derive(Debug, Clone, Default)]
+pub struct Pick {
+    pub candidates: Vec<Numbers>,
+    /// What the policy was given of these candidates: for each its index, then a number a column.
+    pub rows: Vec<u32>,
+    /// Who serves the model and was no candidate, by index, and why not.
+    pub left_out: Vec<(usize, &'static str)>,
+    /// The policy's own word; `None` where it was not asked or failed.
+    pub said: Option<Said>,
+    /// Where the request went, and how that attempt ended, after how long.
+    pub attempt: Option<(usize, &'static str, Duration)>,
+}
+
+/// A candidate's numbers at the moment of the pick.
+#[derive(Debug, Clone, Copy)]
+pub struct Numbers {
+    pub member: usize,
+    pub in_flight: u32,
+    pub slots: u32,
+}
+
+/// The record of a request under way. Its drop hands it over, so that one that is cancelled is explained too.
+#[derive(Debug)]
+pub struct Record {
+    pub decision: Decision,
+    account: Rc<Account>,
+}
+
+impl Record {
+    pub fn new(decision: Decision, account: &Rc<Account>) -> Self {
+        Self { decision, account: Rc::clone(account) }
+    }
+
+    /// Begins the record of a pick.
+    pub fn pick(&mut self, pick: Pick) {
+        if self.decision.picks.len() >= PICKS_LIMIT {
+            self.decision.picks.pop();
+        }
+        self.decision.picks.push(pick);
+    }
+
+    /// Says how the attempt ended that the last pick led to.
+    pub fn attempted(&mut self, member: usize, outcome: &'static str, took: Duration) {
+        if let Some(pick) = self.decision.picks.last_mut() {
+            pick.attempt = Some((member, outcome, took));
+        }
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        self.decision.status = self.account.status.get();
+        if self.decision.picks.is_empty() {
+            // It never came to a decision.
+            return;
+        }
+        let picks = std::mem::take(&mut self.decision.picks);
+        let number = self.account.decisions.push(Decision { picks, ..self.decision.clone() });
+        self.account.number.set(Some(number));
+    }
+}
+
+impl Decisions {
+    fn push(&self, decision: Decision) -> u64 {
+        let mut ring = self.ring();
+        if ring.kept.len() >= KEPT {
+            ring.kept.pop_front();
+            ring.first += 1;
+        }
+        ring.kept.push_back(decision);
+        ring.first + ring.kept.len() as u64 - 1
+    }
+
+    /// The exchange of a decision is over.
+    pub fn end(&self, number: u64, outcome: &'static str, took: Duration) {
+        let mut ring = self.ring();
+        let at = number.checked_sub(ring.first).and_then(|at| usize::try_from(at).ok());
+        if let Some(decision) = at.and_then(|at| ring.kept.get_mut(at)) {
+            decision.ended = Some((outcome, took));
+        }
+    }
+
+    /// A copy of all, the oldest first.
+    pub fn all(&self) -> Vec<Decision> {
+        self.ring().kept.iter().cloned().collect()
+    }
+
+    fn ring(&self) -> MutexGuard<'_, Ring> {
+        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
