@@ -12,6 +12,7 @@ mod balancing;
 mod cancellation;
 mod clients;
 mod commands;
+mod engines_auto;
 mod errors;
 mod failover;
 mod llama_cpp;
