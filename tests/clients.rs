@@ -121,6 +121,17 @@ async fn sdks_come_back_when_a_full_fleet_said_and_are_served() {
 }
 
 #[tokio::test]
+async fn a_crowd_before_a_small_fleet_is_served_by_the_retries_of_its_sdk_alone() {
+    let (_engine, entry) = simulated("a", "openai", "first-name").await;
+    for sdk in SDKS {
+        let proxy = Proxy::start(&format!("[queue]\nsize = 0\n{entry}slots = 2\n")).await;
+        sdk.runs(&proxy, &["crowd"]).await;
+        let refused = proxy.metrics().await.value("vision_proxy_requests_total", &[("status", "429")]);
+        assert!(refused >= Some(10.0), "{sdk:?} met no full fleet: {refused:?}");
+    }
+}
+
+#[tokio::test]
 async fn sdks_see_a_stream_that_breaks_as_an_error() {
     let (proxy, [backend]) = proxied("", ["a"]).await;
     backend.always(Answer::stream().event(&delta(NATIVE, "one")).reset());

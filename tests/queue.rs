@@ -205,3 +205,40 @@ async fn who_waits_at_a_backend_that_dies_is_served_by_another_that_comes() {
     gate.open();
     held.rest().await;
 }
+
+#[tokio::test]
+async fn clients_with_different_keys_take_turns() {
+    let (proxy, backend, gate, held) = full("").await;
+    let mut line = Vec::new();
+    for (number, key) in ["greedy"; 5].into_iter().chain(["modest", "modest"]).enumerate() {
+        let body = format!("{{\"model\":\"{MODEL}\",\"messages\":[],\"number\":{number}}}");
+        line.push(Pending::of(proxy.another_client().post(CHAT, body).bearer_auth(key)));
+        proxy.queues(number as u64 + 1).await;
+    }
+    for released in 1..=8 {
+        gate.reached_by(released).await;
+        gate.release_one();
+    }
+    for pending in line.into_iter().chain([held]) {
+        pending.reply().await.ok();
+    }
+    assert_eq!(order_at(&backend), [0, 5, 1, 6, 2, 3, 4]);
+}
+
+#[tokio::test]
+async fn a_line_of_large_bodies_is_bounded_in_bytes() {
+    let (proxy, _backend, gate, held) = full("[queue]\nbytes = \"10KiB\"\n").await;
+    let large = || {
+        let body = format!("{{\"model\":\"{MODEL}\",\"messages\":[],\"text\":\"{}\"}}", "x".repeat(6 << 10));
+        Pending::of(proxy.another_client().post(CHAT, body))
+    };
+    let first = large();
+    proxy.queues(1).await;
+    is_saturated(&large().reply().await);
+    let small = numbered(&proxy, 1);
+    proxy.queues(2).await;
+    gate.open();
+    for pending in [held, first, small] {
+        pending.reply().await.ok();
+    }
+}

@@ -11,6 +11,7 @@ import { createRequire } from "node:module";
 const { default: OpenAI } = createRequire(import.meta.url)("openai");
 
 const MODEL = "qwen-vl";
+const CROWD = 12;
 const HELLO = [{ role: "user", content: "hello" }];
 
 const cases = {
@@ -107,6 +108,14 @@ const cases = {
     assert.deepEqual([...new Set(answers.map((answer) => answer.status))], [429]);
     // A timer of Node's may fire up to a millisecond early.
     assert.ok(served.at - answers.at(-1).at >= Number(answers.at(-1).waitMs) - 1, JSON.stringify([answers, served]));
+  },
+
+  // Many at once before few slots and no queue, with the retries that the SDK makes by itself.
+  async crowd(client) {
+    const ask = () => client.chat.completions.create({ model: MODEL, messages: HELLO });
+    for (let warm = 0; warm < 4; warm++) await ask();
+    const answers = await Promise.all(Array.from({ length: CROWD }, ask));
+    assert.ok(answers.every((answer) => answer.choices[0].message.content), JSON.stringify(answers));
   },
 
   async saturated_for_good(client) {

@@ -8,10 +8,12 @@ import base64
 import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import openai
 
 MODEL = "qwen-vl"
+CROWD = 12
 HELLO = [{"role": "user", "content": "hello"}]
 
 
@@ -100,6 +102,16 @@ def saturated(client):
     assert status == 200 and refused and all(status == 429 for status, _, _ in refused), answers
     _, wait_ms, refused_at = refused[-1]
     assert served_at - refused_at >= int(wait_ms) / 1000, answers
+
+
+def crowd(client):
+    """Many at once before few slots and no queue, with the retries that the SDK makes by itself."""
+    for _ in range(4):
+        client.chat.completions.create(model=MODEL, messages=HELLO)
+    with ThreadPoolExecutor(CROWD) as pool:
+        ask = lambda _: client.chat.completions.create(model=MODEL, messages=HELLO)
+        answers = list(pool.map(ask, range(CROWD)))
+    assert all(answer.choices[0].message.content for answer in answers), answers
 
 
 def saturated_for_good(client):

@@ -17,7 +17,7 @@ mod shell;
 pub mod wait;
 
 pub use answer::Answer;
-pub use backend::{Backend, Report, Request, Setup, once_among, once_then};
+pub use backend::{Backend, LoadPage, Report, Request, Setup, once_among, once_then};
 pub use bodies::*;
 pub use client::{Client, Events, Pending, in_parallel, try_whole, whole};
 pub use gate::Gate;

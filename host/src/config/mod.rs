@@ -91,13 +91,37 @@ pub enum Engine {
     LlamaCpp,
     /// Ollama.
     Ollama,
+    /// Hugging Face's Text Generation Inference.
+    Tgi,
+    /// TensorRT-LLM's own server, `trtllm-serve`.
+    TrtLlm,
+    /// NVIDIA Triton by its OpenAI frontend.
+    Triton,
+    /// LMDeploy.
+    LmDeploy,
+    /// LM Studio.
+    LmStudio,
+    /// NVIDIA NIM.
+    Nim,
     /// Anything else that speaks the OpenAI API.
     OpenAi,
 }
 
 impl Engine {
     /// Every engine.
-    pub const ALL: [Self; 5] = [Self::Vllm, Self::Sglang, Self::LlamaCpp, Self::Ollama, Self::OpenAi];
+    pub const ALL: [Self; 11] = [
+        Self::Vllm,
+        Self::Sglang,
+        Self::LlamaCpp,
+        Self::Ollama,
+        Self::Tgi,
+        Self::TrtLlm,
+        Self::Triton,
+        Self::LmDeploy,
+        Self::LmStudio,
+        Self::Nim,
+        Self::OpenAi,
+    ];
 
     /// Its name in the configuration, the admin API and towards plugins.
     pub fn name(self) -> &'static str {
@@ -106,6 +130,12 @@ impl Engine {
             Self::Sglang => "sglang",
             Self::LlamaCpp => "llama-cpp",
             Self::Ollama => "ollama",
+            Self::Tgi => "tgi",
+            Self::TrtLlm => "trtllm",
+            Self::Triton => "triton",
+            Self::LmDeploy => "lmdeploy",
+            Self::LmStudio => "lm-studio",
+            Self::Nim => "nim",
             Self::OpenAi => "openai",
         }
     }
@@ -469,7 +499,7 @@ mod tests {
         for (line, key, part) in [
             ("engine = \"vlm\"", "engine", "did you mean \"vllm\"?"),
             ("engine = \"LLAMA.CPP\"", "engine", "did you mean \"llama-cpp\"?"),
-            ("engine = \"mlx\"", "engine", "known are auto, vllm, sglang, llama-cpp, ollama, openai, tgi"),
+            ("engine = \"mlx\"", "engine", "known are auto, vllm, sglang, llama-cpp, ollama, tgi, trtllm"),
             ("engine = 3", "engine", "the name of an engine"),
             ("slots = 0", "slots", "from 1"),
             ("weight = 0", "weight", "from 1"),
@@ -497,16 +527,9 @@ mod tests {
     }
 
     #[test]
-    fn engines_without_a_reader_of_their_own_are_accepted() {
-        for (name, engine) in [
-            ("auto", None),
-            ("vllm", Some(Engine::Vllm)),
-            ("sglang", Some(Engine::Sglang)),
-            ("ollama", Some(Engine::Ollama)),
-            ("openai", Some(Engine::OpenAi)),
-            ("tgi", Some(Engine::OpenAi)),
-            ("nim", Some(Engine::OpenAi)),
-        ] {
+    fn every_engine_is_known_by_its_name() {
+        let engines = Engine::ALL.into_iter().map(|engine| (engine.name(), Some(engine)));
+        for (name, engine) in engines.chain([("auto", None)]) {
             let config = parse(
                 &format!("backends = [{{ url = \"http://gpu\", engine = \"{name}\" }}]"),
                 None,

@@ -225,21 +225,12 @@ impl Notation for BackendUrl {
 pub(super) struct EngineChoice(pub Option<Engine>);
 
 impl EngineChoice {
-    /// Every name `engine` may have. The load of those after `openai` is read as `openai` does, for now.
-    pub(super) const NAMES: [&str; 12] = [
-        "auto",
-        "vllm",
-        "sglang",
-        "llama-cpp",
-        "ollama",
-        "openai",
-        "tgi",
-        "trtllm",
-        "triton",
-        "lmdeploy",
-        "lm-studio",
-        "nim",
-    ];
+    const AUTO: &str = "auto";
+
+    /// Every name `engine` may have.
+    fn names() -> Vec<&'static str> {
+        std::iter::once(Self::AUTO).chain(Engine::ALL.into_iter().map(Engine::name)).collect()
+    }
 }
 
 impl Notation for EngineChoice {
@@ -247,18 +238,16 @@ impl Notation for EngineChoice {
 
     fn read(value: &Value) -> Result<Self, Wrong> {
         let name = text(value)?;
-        if name == "auto" {
+        if name == Self::AUTO {
             return Ok(Self(None));
         }
         if let Some(engine) = Engine::ALL.into_iter().find(|engine| engine.name() == name) {
             return Ok(Self(Some(engine)));
         }
-        if Self::NAMES.contains(&name) {
-            return Ok(Self(Some(Engine::OpenAi)));
-        }
-        let hint = match suggest::nearest(name, &Self::NAMES) {
+        let names = Self::names();
+        let hint = match suggest::nearest(name, &names) {
             Some(near) => format!("did you mean \"{near}\"?"),
-            None => format!("known are {}; \"openai\" fits whatever else speaks that API", Self::NAMES.join(", ")),
+            None => format!("known are {}; \"openai\" fits whatever else speaks that API", names.join(", ")),
         };
         Err(Wrong::Because(format!("unknown engine {}; {hint}", quote(name))))
     }

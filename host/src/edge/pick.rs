@@ -139,7 +139,7 @@ impl Asking<'_> {
         if up().next().is_none() {
             return Picked::Nobody;
         }
-        if !self.reserved.is_empty() || up().any(|(_, backend)| !backend.is_ejected()) {
+        if !self.reserved.is_empty() || up().any(|(_, backend)| !backend.is_suspended()) {
             return Picked::AllBusy;
         }
         let claimed = up().find_map(|(candidate, backend)| {

@@ -90,7 +90,7 @@ impl Waiter {
     fn claim(&self, backend: &Arc<Backend>) -> Option<Lease> {
         let mut others = self.wants.iter().filter(|other| other.is_up() && !self.not.contains(&other.id));
         Backend::claim(backend, self.cost).or_else(|| {
-            others.all(|other| other.is_ejected()).then(|| Backend::claim_suspect(backend, self.cost)).flatten()
+            others.all(|other| other.is_suspended()).then(|| Backend::claim_suspect(backend, self.cost)).flatten()
         })
     }
 }

@@ -18,6 +18,18 @@ pub struct Report {
     pub kv_cache_used: f64,
     /// Its health page is red.
     pub unhealthy: bool,
+    pub page: LoadPage,
+}
+
+/// How its page of metrics is.
+#[derive(Clone, Copy, Default)]
+pub enum LoadPage {
+    #[default]
+    Well,
+    /// It answers 500.
+    Dead,
+    /// It answers, and never ends.
+    Hangs,
 }
 
 impl Speaks {
@@ -37,7 +49,11 @@ impl Speaks {
             (Self::Vllm, "/load") => Answer::json(200, r#"{"server_load":0}"#),
             (Self::Vllm, "/metrics") => {
                 let plain_text = ("content-type", "text/plain; version=1.0.0; charset=utf-8");
-                Answer::whole(200, &[plain_text], vllm_metrics(native, report))
+                match report.page {
+                    LoadPage::Well => Answer::whole(200, &[plain_text], vllm_metrics(native, report)),
+                    LoadPage::Dead => Answer::error(500),
+                    LoadPage::Hangs => Answer::chunked(200, &[plain_text]).stall(),
+                }
             }
             (Self::Vllm, _) => Answer::json(404, r#"{"detail":"Not Found"}"#),
             (Self::OpenAi, _) => Answer::whole(404, &[("content-type", "text/plain")], "404 page not found"),

@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-pub use engine::Report;
+pub use engine::{LoadPage, Report};
 pub use request::Request;
 
 use self::engine::Speaks;

@@ -95,10 +95,9 @@ impl Backend {
         self.wake();
     }
 
-    /// Age of the last report, in milliseconds; `None` before the first.
-    pub fn report_age_ms(&self) -> Option<u64> {
-        let at = self.live.reported_at_ms.load(Relaxed);
-        (at > 0).then(|| now_ms().saturating_sub(at))
+    /// How long its last report will still be believed; nothing once that is over.
+    pub fn time_to_stale(&self) -> Duration {
+        Duration::from_millis((self.live.stale_at_ms.load(Relaxed) + 1).saturating_sub(now_ms()))
     }
 
     /// Whether somebody listens at its address, as a poll found.

@@ -18,6 +18,8 @@ pub(super) const QUESTIONS: &[Question] = &[
     Question { path: "/slots", wanted: |report| report.may_serve() && report.running.is_none(), read: read_slots },
 ];
 
+pub(super) const NO_LOAD: &str = "it runs with --no-slots and without --metrics, or is a router of several models";
+
 /// Whether this is how a llama.cpp that still loads answers any question.
 pub(super) fn is_loading(answer: &Answer<'_>) -> bool {
     let body: Value = serde_json::from_slice(answer.body).unwrap_or_default();

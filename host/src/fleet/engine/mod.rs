@@ -6,15 +6,22 @@
 //! - No answer makes a reader panic or keep more than 4,096 names of 256 bytes.
 //! - A question that got no answer is simply not read: a report of one round holds what that round learned.
 //!
-//! A new engine is one file with its `QUESTIONS`, an arm in [`questions`] and its lines in [`PROBES`].
+//! A new engine is one file with its `QUESTIONS`, an arm in [`questions`] and in [`why_no_load`], and its lines in
+//! [`PROBES`].
 
 mod llama_cpp;
+mod lm_studio;
+mod lmdeploy;
+mod nim;
 mod ollama;
 mod openai;
 mod plausible;
 mod prometheus;
 mod served;
 mod sglang;
+mod tgi;
+mod triton;
+mod trtllm;
 mod vllm;
 
 use serde_json::Value;
@@ -73,6 +80,9 @@ pub struct Report {
     pub limit: Option<u32>,
     /// How full the KV-cache is, 0 to 1; of several the fullest.
     pub kv_cache_used: Option<f64>,
+    /// Whether its load may be that of a while ago. Such a load must not keep requests away for good: it is only by
+    /// requests that it would change.
+    pub load_may_be_old: bool,
     /// What it serves. `Some` of an empty list: it says that it serves nothing.
     pub models: Option<Vec<ServedModel>>,
 }
@@ -121,7 +131,28 @@ pub fn questions(engine: Engine) -> &'static [Question] {
         Engine::Sglang => sglang::QUESTIONS,
         Engine::LlamaCpp => llama_cpp::QUESTIONS,
         Engine::Ollama => ollama::QUESTIONS,
+        Engine::Tgi => tgi::QUESTIONS,
+        Engine::TrtLlm => trtllm::QUESTIONS,
+        Engine::Triton => triton::QUESTIONS,
+        Engine::LmDeploy => lmdeploy::QUESTIONS,
+        Engine::LmStudio => lm_studio::QUESTIONS,
+        Engine::Nim => nim::QUESTIONS,
         Engine::OpenAi => openai::QUESTIONS,
+    }
+}
+
+/// Why an engine that reports its load may not do so; `None` for one that never reports any.
+pub fn why_no_load(engine: Engine) -> Option<&'static str> {
+    match engine {
+        Engine::Vllm => Some(vllm::NO_LOAD),
+        Engine::Sglang => Some(sglang::NO_LOAD),
+        Engine::LlamaCpp => Some(llama_cpp::NO_LOAD),
+        Engine::Tgi => Some(tgi::NO_LOAD),
+        Engine::TrtLlm => Some(trtllm::NO_LOAD),
+        Engine::Triton => Some(triton::NO_LOAD),
+        Engine::LmDeploy => Some(lmdeploy::NO_LOAD),
+        Engine::Nim => Some(nim::NO_LOAD),
+        Engine::Ollama | Engine::LmStudio | Engine::OpenAi => None,
     }
 }
 
@@ -139,21 +170,36 @@ pub struct Probe {
 /// How to find out what a backend runs: the first probe that says yes wins; none: [`Engine::OpenAi`], and only for the
 /// time being while it is not [`Health::Ready`], for an engine that starts may not know itself yet.
 ///
-/// Probes of one path stand together, so that each path is asked at most once. The list of models comes first: each
-/// engine but Ollama signs it, and it needs no flag. It goes before Ollama's greeting, which SGLang may be told to
-/// give. Greetings and metrics tell where the list is behind a key that we do not have. Ollama's `/api/version` is no
-/// sign: other programs have one.
+/// A path is asked at most once, when its first probe comes up. The list of models comes first: most engines sign it, and
+/// it needs no flag. A NIM passes on the list of the engine inside it, signature and all, so that it is asked who it is
+/// before a vLLM or SGLang is believed. The list goes before Ollama's greeting, which SGLang may be told to give. Greetings
+/// and metrics tell where the list is behind a key that we do not have; Triton's metrics may hold those of a vLLM.
+/// Ollama's `/api/version` is no sign: other programs have one. Old TGIs have no list.
 pub const PROBES: &[Probe] = &[
-    Probe { path: openai::MODELS, engine: Engine::Vllm, is: |answer| openai::all_owned_by(answer, "vllm") },
-    Probe { path: openai::MODELS, engine: Engine::Sglang, is: |answer| openai::all_owned_by(answer, "sglang") },
     Probe { path: openai::MODELS, engine: Engine::LlamaCpp, is: |answer| openai::all_owned_by(answer, "llamacpp") },
     Probe { path: openai::MODELS, engine: Engine::LlamaCpp, is: llama_cpp::is_loading },
+    Probe { path: openai::MODELS, engine: Engine::TrtLlm, is: |answer| openai::all_owned_by(answer, "tensorrt_llm") },
+    Probe { path: openai::MODELS, engine: Engine::Triton, is: |answer| openai::all_owned_by(answer, triton::OWNER) },
+    Probe { path: openai::MODELS, engine: Engine::LmDeploy, is: |answer| openai::all_owned_by(answer, "lmdeploy") },
+    Probe {
+        path: openai::MODELS,
+        engine: Engine::LmStudio,
+        is: |answer| openai::all_owned_by(answer, lm_studio::OWNER),
+    },
+    Probe { path: openai::MODELS, engine: Engine::Tgi, is: tgi::lists_itself },
+    Probe { path: nim::METADATA, engine: Engine::Nim, is: nim::describes_itself },
+    Probe { path: openai::MODELS, engine: Engine::Vllm, is: |answer| openai::all_owned_by(answer, "vllm") },
+    Probe { path: openai::MODELS, engine: Engine::Sglang, is: |answer| openai::all_owned_by(answer, "sglang") },
     Probe { path: "/", engine: Engine::Ollama, is: |answer| greets(answer, "Ollama is running") },
     Probe { path: "/", engine: Engine::Sglang, is: |answer| greets(answer, "SGLang is running") },
+    Probe { path: METRICS, engine: Engine::Triton, is: |answer| prometheus::has(answer, "nv_inference_") },
     Probe { path: METRICS, engine: Engine::Vllm, is: |answer| prometheus::has(answer, "vllm:") },
     Probe { path: METRICS, engine: Engine::Sglang, is: |answer| prometheus::has(answer, "sglang:") },
     Probe { path: METRICS, engine: Engine::Sglang, is: |answer| prometheus::has(answer, "sglang_") },
     Probe { path: METRICS, engine: Engine::LlamaCpp, is: |answer| prometheus::has(answer, "llamacpp:") },
+    Probe { path: METRICS, engine: Engine::LmDeploy, is: |answer| prometheus::has(answer, "lmdeploy:") },
+    Probe { path: METRICS, engine: Engine::Tgi, is: |answer| prometheus::has(answer, "tgi_") },
+    Probe { path: tgi::INFO, engine: Engine::Tgi, is: tgi::describes_itself },
 ];
 
 /// Whether the answer to `/` is this greeting and nothing else, as text or as JSON.

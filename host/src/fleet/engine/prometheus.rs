@@ -37,12 +37,27 @@ impl<'a> Sample<'a> {
     pub(super) fn count(&self) -> Option<u32> {
         plausible::count(self.value)
     }
+
+    /// The value, if it is a part of a whole.
+    pub(super) fn fraction(&self) -> Option<f64> {
+        plausible::fraction(self.value)
+    }
 }
 
 /// Every sample of the metric with exactly this name, in order.
 pub(super) fn samples<'a>(answer: &Answer<'a>, name: &'a str) -> impl Iterator<Item = Sample<'a>> {
     let body = if answer.ok() { answer.body } else { &[] };
     lines_after(body, name).filter_map(sample)
+}
+
+/// Those samples of the metric whose label has this value; one that cannot be read may be any of them.
+pub(super) fn samples_with<'a>(
+    answer: &Answer<'a>,
+    name: &'a str,
+    label: &'a str,
+    value: &'a str,
+) -> impl Iterator<Item = Sample<'a>> {
+    samples(answer, name).filter(move |sample| sample.label(label).is_none_or(|found| found == value.as_bytes()))
 }
 
 /// Whether any line of the answer begins so.
@@ -71,7 +86,7 @@ pub(super) fn sum_of_groups(answer: &Answer<'_>, name: &str, label: &str) -> Opt
 
 /// The largest sample, each of them from 0 to 1.
 pub(super) fn largest_fraction(answer: &Answer<'_>, name: &str) -> Option<f64> {
-    plausible::largest(samples(answer, name).map(|sample| plausible::fraction(sample.value)))
+    plausible::largest(samples(answer, name).map(|sample| sample.fraction()))
 }
 
 /// What follows `start`, on each line that begins with it.
@@ -203,6 +218,15 @@ mod tests {
         assert_eq!(sum(&ok("n{e=\"0\"} 3\nn{e=\"1"), "n"), None);
         assert_eq!(sum(&ok("m 3\n"), "n"), None);
         assert_eq!(sum(&Answer { status: 503, body: b"n 3\n" }, "n"), None);
+    }
+
+    #[test]
+    fn a_label_picks_its_samples() {
+        let body = ok("n{t=\"a\",v=\"1\"} 1\nn{v=\"1\",t=\"b\"} 2\nn{t=\"ab\"} 3\nn{t=\"a\"} 4\n");
+        let picked = |value| samples_with(&body, "n", "t", value).map(|sample| sample.value).collect::<Vec<_>>();
+        assert_eq!((picked("a"), picked("b"), picked("c")), (vec![1.0, 4.0], vec![2.0], vec![]));
+        let broken = ok("n{t=\"a\"} 1\nn{t=\"");
+        assert!(samples_with(&broken, "n", "t", "a").any(|sample| sample.count().is_none()));
     }
 
     #[test]

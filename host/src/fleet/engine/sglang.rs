@@ -15,6 +15,9 @@ pub(super) const QUESTIONS: &[Question] = &[
     Question { path: METRICS, wanted: |report| report.may_serve() && report.running.is_none(), read: read_metrics },
 ];
 
+pub(super) const NO_LOAD: &str =
+    "it has no /v1/loads and runs without --enable-metrics, or has not served a request yet";
+
 /// The prefix up to 0.5.3 and in the documents, and the one since.
 const RUNNING: [&str; 2] = ["sglang:num_running_reqs", "sglang_num_running_reqs"];
 const WAITING: [&str; 2] = ["sglang:num_queue_reqs", "sglang_num_queue_reqs"];
@@ -40,7 +43,7 @@ fn is_blank(rank: &Value) -> bool {
 }
 
 /// The ranks of tensor and pipeline parallelism, and of priorities, repeat the requests of their data-parallel rank.
-fn read_metrics(answer: &Answer<'_>, report: &mut Report) {
+pub(super) fn read_metrics(answer: &Answer<'_>, report: &mut Report) {
     let ranks = |name: &&str| prometheus::sum_of_groups(answer, name, "dp_rank");
     report.running = report.running.or(RUNNING.iter().find_map(ranks));
     report.waiting = report.waiting.or(WAITING.iter().find_map(ranks));

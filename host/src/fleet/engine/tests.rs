@@ -3,7 +3,7 @@
 use super::*;
 
 /// What a backend answers, by path.
-type Answers<'a> = &'a [(&'a str, u16, &'a [u8])];
+pub(super) type Answers<'a> = &'a [(&'a str, u16, &'a [u8])];
 
 const VLLM_MODELS: &[u8] = include_bytes!("golden/vllm_models.json");
 const VLLM_IDLE: &[u8] = include_bytes!("golden/vllm_metrics_idle.txt");
@@ -19,8 +19,22 @@ const SGLANG_LOADS: &[u8] = include_bytes!("golden/sglang_loads.json");
 const SGLANG_METRICS: &[u8] = include_bytes!("golden/sglang_metrics.txt");
 const OLLAMA_TAGS: &[u8] = include_bytes!("golden/ollama_tags.json");
 const OLLAMA_PS: &[u8] = include_bytes!("golden/ollama_ps.json");
+const TGI_INFO: &[u8] = include_bytes!("golden/tgi_info.json");
+const TGI_MODELS: &[u8] = include_bytes!("golden/tgi_models.json");
+const TGI_METRICS: &[u8] = include_bytes!("golden/tgi_metrics.txt");
+const TRTLLM_MODELS: &[u8] = include_bytes!("golden/trtllm_models.json");
+const TRTLLM_METRICS: &[u8] = include_bytes!("golden/trtllm_metrics.txt");
+const TRITON_MODELS: &[u8] = include_bytes!("golden/triton_models.json");
+const TRITON_METRICS: &[u8] = include_bytes!("golden/triton_metrics.txt");
+const LMDEPLOY_MODELS: &[u8] = include_bytes!("golden/lmdeploy_models.json");
+const LMDEPLOY_METRICS: &[u8] = include_bytes!("golden/lmdeploy_metrics.txt");
+const LM_STUDIO_MODELS: &[u8] = include_bytes!("golden/lm_studio_models.json");
+const LM_STUDIO_DETAILS: &[u8] = include_bytes!("golden/lm_studio_details.json");
+const NIM_MODELS: &[u8] = include_bytes!("golden/nim_models.json");
+const NIM_METADATA: &[u8] = include_bytes!("golden/nim_metadata.json");
+const NIM_METRICS: &[u8] = include_bytes!("golden/nim_metrics.txt");
 
-const GOLDEN: [&[u8]; 14] = [
+const GOLDEN: [&[u8]; 28] = [
     VLLM_MODELS,
     VLLM_IDLE,
     VLLM_FULL,
@@ -35,6 +49,20 @@ const GOLDEN: [&[u8]; 14] = [
     SGLANG_METRICS,
     OLLAMA_TAGS,
     OLLAMA_PS,
+    TGI_INFO,
+    TGI_MODELS,
+    TGI_METRICS,
+    TRTLLM_MODELS,
+    TRTLLM_METRICS,
+    TRITON_MODELS,
+    TRITON_METRICS,
+    LMDEPLOY_MODELS,
+    LMDEPLOY_METRICS,
+    LM_STUDIO_MODELS,
+    LM_STUDIO_DETAILS,
+    NIM_MODELS,
+    NIM_METADATA,
+    NIM_METRICS,
 ];
 
 /// One round of questions; a path that is not there is a question without an answer.
@@ -47,6 +75,16 @@ pub(super) fn ask(engine: Engine, answers: Answers<'_>) -> Report {
         }
     }
     report
+}
+
+/// Expositions in which none of these metrics has a sensible value.
+pub(super) fn odd_answers(names: &[&str]) -> Vec<String> {
+    let absent = ["".to_owned(), "<html><body>It works!</body></html>".to_owned(), "python_info 1.0\n".to_owned()];
+    let commented = names.iter().map(|name| format!("# HELP {name} x\n# TYPE {name} gauge\n")).collect();
+    let longer = names.iter().map(|name| format!("{name}_total 3\nx{name} 3\n")).collect();
+    let values = ["NaN", "-1", "+Inf", "3000000000", "1e99", "2.5", "many", ""];
+    let odd = values.map(|value| names.iter().map(|name| format!("{name}{{model_name=\"m\"}} {value}\n")).collect());
+    absent.into_iter().chain([commented, longer]).chain(odd).collect()
 }
 
 pub(super) fn natives(report: &Report) -> Vec<&str> {
@@ -83,16 +121,29 @@ fn paths_are_paths() {
     }
 }
 
+/// What a backend is asked at most, in this order, before nothing known is behind it.
 #[test]
-fn probes_of_one_path_stand_together() {
+fn probes_ask_few_paths() {
     let mut paths: Vec<_> = PROBES.iter().map(|probe| probe.path).collect();
-    paths.dedup();
-    assert_eq!(paths, ["/v1/models", "/", "/metrics"]);
+    let mut seen = std::collections::HashSet::new();
+    paths.retain(|path| seen.insert(*path));
+    assert_eq!(paths, ["/v1/models", "/v1/metadata", "/", "/metrics", "/info"]);
 }
 
 #[test]
+fn every_engine_can_be_recognised_and_says_why_it_may_have_no_load() {
+    for engine in Engine::ALL {
+        assert_eq!(PROBES.iter().any(|probe| probe.engine == engine), engine != Engine::OpenAi, "{engine:?}");
+        let silent = matches!(engine, Engine::Ollama | Engine::LmStudio | Engine::OpenAi);
+        assert_eq!(why_no_load(engine).is_none(), silent, "{engine:?}");
+    }
+}
+
+/// The list of models where a key is needed that we do not have.
+const NO_KEY: (&str, u16, &[u8]) = ("/v1/models", 401, br#"{"error":"Unauthorized"}"#);
+
+#[test]
 fn true_answers_tell_the_engines_apart() {
-    let no_key: (&str, u16, &[u8]) = ("/v1/models", 401, br#"{"error":"Unauthorized"}"#);
     let cases: &[(&str, Engine, Answers<'_>)] = &[
         ("vLLM", Engine::Vllm, &[("/v1/models", 200, VLLM_MODELS), ("/metrics", 200, VLLM_IDLE)]),
         (
@@ -100,16 +151,16 @@ fn true_answers_tell_the_engines_apart() {
             Engine::Vllm,
             &[("/v1/models", 200, VLLM_MODELS), ("/metrics", 200, b"python_info 1.0\n")],
         ),
-        ("vLLM, key unknown", Engine::Vllm, &[no_key, ("/metrics", 200, VLLM_IDLE)]),
+        ("vLLM, key unknown", Engine::Vllm, &[NO_KEY, ("/metrics", 200, VLLM_IDLE)]),
         ("SGLang", Engine::Sglang, &[("/v1/models", 200, SGLANG_MODELS)]),
         (
             "SGLang, Ollama's API too",
             Engine::Sglang,
             &[("/v1/models", 200, SGLANG_MODELS), ("/", 200, b"Ollama is running")],
         ),
-        ("SGLang, greeting", Engine::Sglang, &[no_key, ("/", 200, b"\"SGLang is running\"")]),
-        ("SGLang, key unknown", Engine::Sglang, &[no_key, ("/metrics", 200, SGLANG_METRICS)]),
-        ("SGLang, new prefix", Engine::Sglang, &[no_key, ("/metrics", 200, b"sglang_token_usage 0.1\n")]),
+        ("SGLang, greeting", Engine::Sglang, &[NO_KEY, ("/", 200, b"\"SGLang is running\"")]),
+        ("SGLang, key unknown", Engine::Sglang, &[NO_KEY, ("/metrics", 200, SGLANG_METRICS)]),
+        ("SGLang, new prefix", Engine::Sglang, &[NO_KEY, ("/metrics", 200, b"sglang_token_usage 0.1\n")]),
         ("llama.cpp", Engine::LlamaCpp, &[("/v1/models", 200, LLAMA_MODELS), ("/", 200, b"<!doctype html><html>")]),
         ("llama.cpp, router", Engine::LlamaCpp, &[("/v1/models", 200, LLAMA_ROUTER)]),
         (
@@ -117,7 +168,7 @@ fn true_answers_tell_the_engines_apart() {
             Engine::LlamaCpp,
             &[("/v1/models", 503, LLAMA_LOADING), ("/metrics", 503, LLAMA_LOADING)],
         ),
-        ("llama.cpp, key unknown", Engine::LlamaCpp, &[no_key, ("/metrics", 200, LLAMA_METRICS)]),
+        ("llama.cpp, key unknown", Engine::LlamaCpp, &[NO_KEY, ("/metrics", 200, LLAMA_METRICS)]),
         (
             "Ollama",
             Engine::Ollama,
@@ -144,6 +195,47 @@ fn true_answers_tell_the_engines_apart() {
             "a gateway before both",
             Engine::OpenAi,
             &[("/v1/models", 200, br#"{"data":[{"id":"a","owned_by":"vllm"},{"id":"b","owned_by":"sglang"}]}"#)],
+        ),
+    ];
+    for (name, engine, answers) in cases {
+        assert_eq!(recognise(answers), *engine, "{name}");
+    }
+}
+
+#[test]
+fn true_answers_tell_the_other_engines_apart() {
+    let cases: &[(&str, Engine, Answers<'_>)] = &[
+        ("TGI", Engine::Tgi, &[("/v1/models", 200, TGI_MODELS), ("/", 200, b"")]),
+        ("TGI without a list", Engine::Tgi, &[("/", 200, b""), ("/info", 200, TGI_INFO)]),
+        ("TGI, by its metrics", Engine::Tgi, &[NO_KEY, ("/metrics", 200, TGI_METRICS)]),
+        ("trtllm-serve", Engine::TrtLlm, &[("/v1/models", 200, TRTLLM_MODELS), ("/metrics", 200, b"[]")]),
+        ("Triton", Engine::Triton, &[("/v1/models", 200, TRITON_MODELS), ("/metrics", 200, TRITON_METRICS)]),
+        ("Triton, key unknown", Engine::Triton, &[NO_KEY, ("/metrics", 200, TRITON_METRICS)]),
+        (
+            "Triton with a vLLM inside, key unknown",
+            Engine::Triton,
+            &[NO_KEY, ("/metrics", 200, b"vllm:num_requests_running 1\nnv_inference_count{model=\"m\"} 1\n")],
+        ),
+        ("LMDeploy", Engine::LmDeploy, &[("/v1/models", 200, LMDEPLOY_MODELS)]),
+        ("LMDeploy, key unknown", Engine::LmDeploy, &[NO_KEY, ("/metrics", 200, LMDEPLOY_METRICS)]),
+        (
+            "LM Studio",
+            Engine::LmStudio,
+            &[
+                ("/v1/models", 200, LM_STUDIO_MODELS),
+                ("/", 200, br#"{"error":"Unexpected endpoint or method. (GET /)"}"#),
+            ],
+        ),
+        ("NIM", Engine::Nim, &[("/v1/models", 200, NIM_MODELS), ("/v1/metadata", 200, NIM_METADATA)]),
+        (
+            "NIM with a vLLM inside",
+            Engine::Nim,
+            &[("/v1/models", 200, VLLM_MODELS), ("/v1/metadata", 200, NIM_METADATA)],
+        ),
+        (
+            "NIM with an SGLang inside",
+            Engine::Nim,
+            &[("/v1/models", 200, SGLANG_MODELS), ("/v1/metadata", 200, NIM_METADATA)],
         ),
     ];
     for (name, engine, answers) in cases {
@@ -192,7 +284,8 @@ fn the_bench_mock_is_a_vllm() {
 #[test]
 fn a_wrong_engine_reads_no_load() {
     let vllm: Answers<'_> = &[("/health", 200, b""), ("/v1/models", 200, VLLM_MODELS), ("/metrics", 200, VLLM_FULL)];
-    for engine in [Engine::Sglang, Engine::LlamaCpp, Engine::OpenAi] {
+    let others = [Engine::Sglang, Engine::LlamaCpp, Engine::TrtLlm, Engine::LmDeploy, Engine::LmStudio, Engine::OpenAi];
+    for engine in others {
         let report = ask(engine, vllm);
         assert_eq!(
             (report.running, report.waiting, report.limit, report.kv_cache_used),

@@ -12,6 +12,8 @@ pub(super) const QUESTIONS: &[Question] = &[
     Question { path: METRICS, wanted: Report::may_serve, read: read_load },
 ];
 
+pub(super) const NO_LOAD: &str = "it runs with --disable-log-stats, or is a NIM (engine = \"nim\")";
+
 const RUNNING: &str = "vllm:num_requests_running";
 
 /// Not `vllm:num_requests_waiting_by_reason`, which is the same requests again.
@@ -26,7 +28,7 @@ fn read_models(answer: &Answer<'_>, report: &mut Report) {
     report.models = openai::loaded_models(answer);
 }
 
-fn read_load(answer: &Answer<'_>, report: &mut Report) {
+pub(super) fn read_load(answer: &Answer<'_>, report: &mut Report) {
     report.running = prometheus::sum(answer, RUNNING);
     report.waiting = prometheus::sum(answer, WAITING);
     report.kv_cache_used = KV_CACHE.iter().find_map(|name| prometheus::largest_fraction(answer, name));

@@ -1,0 +1,131 @@
+//! One round of questions to one backend: each path is asked at most once, whoever wants the answer.
+//!
+//! An answer is whole or it is none: half a load report would be half the load.
+
+use std::io::ErrorKind;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use http::{HeaderMap, Method, header};
+use tokio::time::{Instant, timeout_at};
+
+use crate::config::{Capacity, Engine, Timeouts};
+use crate::edge::upstream::{self, Failure, Outgoing, Pool};
+use crate::edge::{Member, Shared};
+use crate::fleet::engine::{ANSWER_LIMIT_BYTES, Answer, PROBES};
+
+/// One question is given up after this long: a vLLM under load was seen to take 1.4 s.
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Why a backend did not answer a question.
+#[derive(Debug, Clone)]
+pub(super) enum NoAnswer {
+    /// No connection: it is not there.
+    Gone(String),
+    Silent(String),
+}
+
+/// Status and body of an answer, or why there is none.
+type Heard = Result<(u16, BytesMut), NoAnswer>;
+
+/// Who is asked, and by what way.
+pub(super) struct Asker {
+    pub member: Member,
+    pub shared: Arc<Shared>,
+    pub pool: Rc<Pool>,
+}
+
+impl Asker {
+    /// What the configuration of this moment says.
+    pub(super) fn settings(&self) -> (Capacity, Timeouts) {
+        let snapshot = self.shared.snapshot.load();
+        (snapshot.config.capacity.clone(), snapshot.config.timeouts.clone())
+    }
+
+    /// One `GET`, whole.
+    async fn ask(&self, path: &str) -> Heard {
+        let (_, timeouts) = self.settings();
+        let mut headers = HeaderMap::new();
+        if let Some(key) = &self.member.authorization {
+            headers.insert(header::AUTHORIZATION, key.clone());
+        }
+        let backend = &self.member.backend;
+        let request = Outgoing { method: &Method::GET, target: path, headers: &headers, body: &[] };
+        let deadline = Instant::now() + QUESTION_TIMEOUT;
+        let ask = |fresh| {
+            timeout_at(deadline, upstream::send(&self.pool, (backend.id, &backend.url), &request, &timeouts, fresh))
+        };
+        let answer = match ask(false).await {
+            Ok(Err(Failure::Unanswered { reused: true })) => ask(true).await,
+            other => other,
+        };
+        let answer = answer.map_err(|_| NoAnswer::Silent("no answer in time".into()))?;
+        backend.takes_connections(!matches!(answer, Err(Failure::Connect(ErrorKind::ConnectionRefused))));
+        let mut answer = answer.map_err(|failure| match failure {
+            Failure::Connect(_) | Failure::ConnectTimeout => NoAnswer::Gone(failure.to_string()),
+            _ => NoAnswer::Silent(failure.to_string()),
+        })?;
+        let whole = async {
+            let mut body = BytesMut::new();
+            while let Some(piece) = answer.body.piece().await {
+                body.extend_from_slice(&piece.map_err(|broken| NoAnswer::Silent(broken.to_string()))?);
+                if body.len() > ANSWER_LIMIT_BYTES {
+                    return Err(NoAnswer::Silent("the answer is endless".into()));
+                }
+            }
+            Ok(body)
+        };
+        let body = timeout_at(deadline, whole).await;
+        let body = body.map_err(|_| NoAnswer::Silent("the answer did not end in time".into()))??;
+        Ok((answer.status.as_u16(), body))
+    }
+}
+
+/// The answers of one round.
+pub(super) struct Round<'a> {
+    asker: &'a Asker,
+    heard: Vec<(&'static str, Heard)>,
+}
+
+impl<'a> Round<'a> {
+    pub(super) fn new(asker: &'a Asker) -> Self {
+        Self { asker, heard: Vec::new() }
+    }
+
+    /// The answer to a `GET` of this path in this round.
+    pub(super) async fn ask(&mut self, path: &'static str) -> Result<Answer<'_>, NoAnswer> {
+        let at = match self.heard.iter().position(|(asked, _)| *asked == path) {
+            Some(at) => at,
+            None => {
+                let heard = self.asker.ask(path).await;
+                self.heard.push((path, heard));
+                self.heard.len() - 1
+            }
+        };
+        match &self.heard[at].1 {
+            Ok((status, body)) => Ok(Answer { status: *status, body }),
+            Err(missing) => Err(missing.clone()),
+        }
+    }
+
+    /// Finds out what it runs. Silence counts only where it is the very first answer that is missing.
+    pub(super) async fn recognise(&mut self) -> Result<Engine, NoAnswer> {
+        for (at, probe) in PROBES.iter().enumerate() {
+            match self.ask(probe.path).await {
+                Ok(answer) if (probe.is)(&answer) => return Ok(probe.engine),
+                Ok(_) => {}
+                Err(gone @ NoAnswer::Gone(_)) => return Err(gone),
+                Err(silent) if at == 0 => return Err(silent),
+                Err(NoAnswer::Silent(_)) => {}
+            }
+        }
+        Ok(Engine::OpenAi)
+    }
+
+    /// Whether everything that was asked so far was answered.
+    pub(super) fn is_whole(&self) -> bool {
+        self.heard.iter().all(|(_, heard)| heard.is_ok())
+    }
+}
