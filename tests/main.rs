@@ -15,6 +15,7 @@ mod commands;
 mod errors;
 mod failover;
 mod llama_cpp;
+mod metrics;
 mod names;
 mod plugins;
 mod queue;
