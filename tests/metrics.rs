@@ -1,10 +1,13 @@
-//! What is measured is documented: the table of metrics and the proxy name the same families.
+//! What is measured is documented: the table of metrics, the proxy and the dashboard name the same families.
 
 use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
 
 use crate::support::*;
 
 const PAGE: &str = include_str!("../docs/metrics.md");
+const DASHBOARD: &str = include_str!("../examples/grafana/vision-proxy.json");
 /// How the names of families begin.
 const FAMILIES: [&str; 3] = ["vision_proxy_", "gen_ai_", "process_"];
 /// Labels that Prometheus adds to whatever it scrapes.
@@ -168,6 +171,25 @@ async fn a_backend_that_left_is_shown_while_it_holds_requests() {
 }
 
 #[test]
+fn the_dashboard_asks_for_what_there_is() {
+    let dashboard: Value = serde_json::from_str(DASHBOARD).expect("JSON");
+    let mut asked = Vec::new();
+    queries(&dashboard, &mut asked);
+    assert!(asked.len() > 40, "{} queries", asked.len());
+    let table = table();
+    let mut shown: BTreeSet<&str> = BTreeSet::new();
+    for query in asked {
+        shown.extend(checked(&table, query));
+    }
+    let own = table.iter().filter(|(name, _)| !name.starts_with("gen_ai_"));
+    let missing: Vec<_> = own.filter(|(_, row)| !shown.contains(row.meaning)).map(|(name, _)| name).collect();
+    assert!(missing.is_empty(), "the dashboard does not show {missing:?}");
+    let variables: Vec<_> = dashboard["templating"]["list"].as_array().expect("variables").iter().collect();
+    let names: Vec<_> = variables.iter().filter_map(|variable| variable["name"].as_str()).collect();
+    assert_eq!(names, ["datasource", "model", "backend"]);
+}
+
+#[test]
 fn the_page_asks_for_what_there_is() {
     let table = table();
     let fenced = PAGE.split("```promql\n").skip(1).filter_map(|rest| rest.split("```").next());
@@ -188,6 +210,19 @@ fn a_query_for_what_there_is_not_is_found() {
         "requests_total{status=\"200\"}",
     ] {
         assert!(problem(&table, wrong).is_some(), "{wrong}");
+    }
+}
+
+/// Every PromQL expression of the dashboard, and those of its variables.
+fn queries<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
+    match value {
+        Value::Object(object) => {
+            let keys = object.iter().filter(|(key, _)| ["expr", "definition"].contains(&key.as_str()));
+            found.extend(keys.filter_map(|(_, value)| value.as_str()));
+            object.values().for_each(|value| queries(value, found));
+        }
+        Value::Array(array) => array.iter().for_each(|value| queries(value, found)),
+        _ => {}
     }
 }
 
