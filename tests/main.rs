@@ -17,6 +17,7 @@ mod engines_auto;
 mod errors;
 mod failover;
 mod llama_cpp;
+mod metrics;
 mod names;
 mod plugins;
 mod queue;

@@ -71,14 +71,3 @@ fn no_file_outgrows_one_idea() {
         assert!(lines <= LONGEST_FILE, "{}: {lines} lines before its tests", path.display());
     }
 }
-
-#[test]
-fn the_page_of_metrics_and_the_code_name_the_same_families() {
-    let code = text(&host().join("control/admin/metrics.rs"));
-    let readme = fs::read_to_string(host().join("../../README.md")).expect("the README");
-    let families: Vec<&str> = code.split('"').filter(|word| word.starts_with("vision_proxy_")).collect();
-    assert!(families.len() > 10, "{families:?}");
-    for family in families {
-        assert!(readme.contains(family), "README does not name {family}");
-    }
-}

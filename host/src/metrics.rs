@@ -19,10 +19,20 @@ const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 /// The status of a request whose client left before its answer began, after nginx.
 pub const CLIENT_GONE: u16 = 499;
 
-/// Upper bounds of the buckets for whole requests and first tokens, in seconds.
+/// Upper bounds for whole requests, in seconds: those the GenAI semantic conventions advise for
+/// `gen_ai.server.request.duration`, doubled on until they cover the longest wait for a first byte.
+pub const REQUEST_SECONDS: [f64; 16] =
+    [0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84, 327.68];
+/// Upper bounds for first tokens and waits in line, in seconds.
 pub const SECONDS: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
 /// Upper bounds for what the proxy itself adds, in seconds.
 pub const OVERHEAD_SECONDS: [f64; 10] = [25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 10e-3, 50e-3, 0.25];
+
+/// The buckets that the GenAI semantic conventions advise for `gen_ai.server.time_to_first_token`, in seconds.
+pub const FIRST_TOKEN_SECONDS: [f64; 16] =
+    [0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
+/// And for `gen_ai.server.time_per_output_token`.
+pub const OUTPUT_TOKEN_SECONDS: [f64; 13] = [0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5];
 
 /// Why an attempt did not end a request; the `reason` label of `vision_proxy_attempts_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -111,6 +121,18 @@ impl HistogramTotal {
         self.count += count;
         self.sum_seconds += histogram.sum_micros.load(Relaxed) as f64 / 1e6;
     }
+
+    /// Adds another one of the same bounds.
+    pub fn merge(&mut self, other: &Self) {
+        if self.buckets.is_empty() {
+            self.buckets = other.buckets.iter().map(|(bound, _)| (*bound, 0)).collect();
+        }
+        for (total, bucket) in self.buckets.iter_mut().zip(&other.buckets) {
+            total.1 += bucket.1;
+        }
+        self.count += other.count;
+        self.sum_seconds += other.sum_seconds;
+    }
 }
 
 /// What one worker counted for a model at a backend; both empty where a request came to neither.
@@ -118,8 +140,12 @@ impl HistogramTotal {
 pub struct Series {
     statuses: [AtomicU64; STATUSES.len() + CLASSES.len()],
     attempts: [AtomicU64; AttemptEnd::ALL.len()],
-    pub request_seconds: Histogram<14>,
+    pub request_seconds: Histogram<16>,
     pub first_token_seconds: Histogram<14>,
+    /// The same of streams that succeeded.
+    pub time_to_first_token: Histogram<16>,
+    /// Of streams that tell how many tokens they had.
+    pub time_per_output_token: Histogram<13>,
     pub overhead_seconds: Histogram<10>,
     pub queue_seconds: Histogram<14>,
     pub prompt_tokens: AtomicU64,
@@ -132,8 +158,10 @@ impl Series {
         Self {
             statuses: std::array::from_fn(|_| zeros()),
             attempts: std::array::from_fn(|_| zeros()),
-            request_seconds: Histogram::new(&SECONDS),
+            request_seconds: Histogram::new(&REQUEST_SECONDS),
             first_token_seconds: Histogram::new(&SECONDS),
+            time_to_first_token: Histogram::new(&FIRST_TOKEN_SECONDS),
+            time_per_output_token: Histogram::new(&OUTPUT_TOKEN_SECONDS),
             overhead_seconds: Histogram::new(&OVERHEAD_SECONDS),
             queue_seconds: Histogram::new(&SECONDS),
             prompt_tokens: zeros(),
@@ -180,6 +208,8 @@ pub struct SeriesTotal {
     pub attempts: BTreeMap<AttemptEnd, u64>,
     pub request_seconds: HistogramTotal,
     pub first_token_seconds: HistogramTotal,
+    pub time_to_first_token: HistogramTotal,
+    pub time_per_output_token: HistogramTotal,
     pub overhead_seconds: HistogramTotal,
     pub queue_seconds: HistogramTotal,
     pub prompt_tokens: u64,
@@ -197,6 +227,8 @@ impl SeriesTotal {
         }
         self.request_seconds.add(&series.request_seconds);
         self.first_token_seconds.add(&series.first_token_seconds);
+        self.time_to_first_token.add(&series.time_to_first_token);
+        self.time_per_output_token.add(&series.time_per_output_token);
         self.overhead_seconds.add(&series.overhead_seconds);
         self.queue_seconds.add(&series.queue_seconds);
         self.prompt_tokens += series.prompt_tokens.load(Relaxed);
@@ -259,9 +291,22 @@ mod tests {
         assert_eq!(total.statuses, BTreeMap::from([("200".to_owned(), 2), ("4xx".to_owned(), 2)]));
         assert_eq!(total.attempts, BTreeMap::from([(AttemptEnd::Busy, 2)]));
         assert_eq!(total.request_seconds.count, 4);
-        assert_eq!(total.request_seconds.buckets[2], (0.025, 2));
+        assert_eq!(total.request_seconds.buckets[1], (0.02, 2));
         assert_eq!(total.request_seconds.buckets.last(), Some(&(f64::INFINITY, 2)));
         assert!((total.request_seconds.sum_seconds - 1800.04).abs() < 1e-6);
+    }
+
+    #[test]
+    fn histograms_are_added_up() {
+        let metrics = Metrics::new(1);
+        for (backend, millis) in [("a", 15), ("b", 900)] {
+            metrics.series(0, "m", backend).request_seconds.observe(Duration::from_millis(millis));
+        }
+        let mut sum = HistogramTotal::default();
+        metrics.totals().values().for_each(|total| sum.merge(&total.request_seconds));
+        let seen: Vec<_> = sum.buckets.iter().filter(|(_, count)| *count > 0).collect();
+        assert_eq!((sum.count, seen), (2, vec![&(0.02, 1), &(1.28, 1)]));
+        assert!((sum.sum_seconds - 0.915).abs() < 1e-9);
     }
 
     #[test]

@@ -1,13 +1,15 @@
 //! The Prometheus text of `/metrics`, read strictly: a line that is none of its three kinds fails the test.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 #[derive(Debug)]
 pub struct Metrics {
-    /// Families that carry a `# TYPE` line.
-    pub typed: BTreeSet<String>,
-    /// Families that carry a `# HELP` line.
-    pub helped: BTreeSet<String>,
+    /// By family: what its `# TYPE` line says.
+    pub typed: BTreeMap<String, String>,
+    /// By family: what its `# HELP` line says.
+    pub helped: BTreeMap<String, String>,
+    /// By family: what its `# UNIT` line says, where it has one.
+    pub units: BTreeMap<String, String>,
     pub samples: Vec<Sample>,
 }
 
@@ -20,7 +22,8 @@ pub struct Sample {
 
 impl Metrics {
     pub fn parse(text: &str) -> Self {
-        let mut metrics = Self { typed: BTreeSet::new(), helped: BTreeSet::new(), samples: Vec::new() };
+        let [typed, helped, units] = [BTreeMap::new(), BTreeMap::new(), BTreeMap::new()];
+        let mut metrics = Self { typed, helped, units, samples: Vec::new() };
         for line in text.lines().filter(|line| !line.is_empty()) {
             match line.strip_prefix('#') {
                 Some(comment) => metrics.note(comment),
@@ -31,13 +34,17 @@ impl Metrics {
     }
 
     fn note(&mut self, comment: &str) {
-        let mut words = comment.split_whitespace();
-        match (words.next(), words.next()) {
-            (Some("TYPE"), Some(family)) => _ = self.typed.insert(family.to_owned()),
-            (Some("HELP"), Some(family)) => _ = self.helped.insert(family.to_owned()),
-            (Some("UNIT"), Some(_)) | (Some("EOF"), None) => {}
+        let mut words = comment.trim_start().splitn(3, ' ');
+        let notes = match (words.next(), words.clone().count()) {
+            (Some("TYPE"), 2) => &mut self.typed,
+            (Some("HELP"), 2) => &mut self.helped,
+            (Some("UNIT"), 2) => &mut self.units,
+            (Some("EOF"), 0) => return,
             _ => panic!("no comment of Prometheus: {comment:?}"),
-        }
+        };
+        let [family, said] = [words.next(), words.next()].map(|word| word.unwrap_or_default().to_owned());
+        let before = notes.insert(family, said);
+        assert!(before.is_none(), "said twice: {comment:?}");
     }
 
     /// The sum over the samples of this name that carry all these labels; `None` where there is none.

@@ -13,6 +13,9 @@ use crate::config::Mistakes;
 use crate::edge::Member;
 use crate::plugin::Row;
 
+/// Names of plugins that are counted apart. Whatever lies in the folder has one: what comes after is counted as `other`.
+const PLUGINS_LIMIT: usize = 64;
+
 /// Written by control, read by the admin listener.
 pub struct Status {
     pub plugins: ArcSwap<Vec<Row>>,
@@ -20,6 +23,7 @@ pub struct Status {
     pub retired: ArcSwap<Vec<Member>>,
     /// Every backend has been polled once and workers accept.
     pub ready: AtomicBool,
+    pub started_at: SystemTime,
     reloads: Mutex<Reloads>,
 }
 
@@ -34,25 +38,40 @@ pub struct Reloads {
     pub config_refused: u64,
     /// Why the newest text was refused; `None` while it is the one in force.
     pub config_mistakes: Option<Mistakes>,
-    /// Swaps and refusals by plugin.
-    pub plugins: BTreeMap<String, (u64, u64)>,
-    /// Faults by plugin and reason, over all its versions.
-    pub faults: BTreeMap<(String, &'static str), u64>,
+    /// By plugin, over all its versions.
+    pub plugins: BTreeMap<String, Tally>,
+}
+
+/// What happened to a plugin.
+#[derive(Debug, Clone, Default)]
+pub struct Tally {
+    pub swapped: u64,
+    pub refused: u64,
+    pub faults: BTreeMap<&'static str, u64>,
+}
+
+impl Reloads {
+    fn tally(&mut self, name: &str) -> &mut Tally {
+        let is_one_too_many = self.plugins.len() >= PLUGINS_LIMIT && !self.plugins.contains_key(name);
+        self.plugins.entry(if is_one_too_many { "other" } else { name }.to_owned()).or_default()
+    }
 }
 
 impl Status {
     /// As it is after the first, good load.
     pub fn new(path: Option<&Path>) -> Arc<Self> {
+        let started_at = SystemTime::now();
         let reloads = Reloads {
             text: text(path),
             config_generation: 1,
-            config_loaded_at: Some(SystemTime::now()),
+            config_loaded_at: Some(started_at),
             ..Reloads::default()
         };
         Arc::new(Self {
             plugins: ArcSwap::default(),
             retired: ArcSwap::default(),
             ready: AtomicBool::new(false),
+            started_at,
             reloads: Mutex::new(reloads),
         })
     }
@@ -82,12 +101,12 @@ impl Status {
 
     pub fn plugin_reloaded(&self, name: &str, good: bool) {
         let mut reloads = self.reloads();
-        let (swapped, refused) = reloads.plugins.entry(name.to_owned()).or_default();
-        *(if good { swapped } else { refused }) += 1;
+        let tally = reloads.tally(name);
+        *(if good { &mut tally.swapped } else { &mut tally.refused }) += 1;
     }
 
     pub fn plugin_fault(&self, name: &str, reason: &'static str) {
-        *self.reloads().faults.entry((name.to_owned(), reason)).or_default() += 1;
+        *self.reloads().tally(name).faults.entry(reason).or_default() += 1;
     }
 
     pub fn is_ready(&self) -> bool {
@@ -100,4 +119,25 @@ fn text(path: Option<&Path>) -> Option<u64> {
     let mut hasher = DefaultHasher::new();
     text.hash(&mut hasher);
     Some(hasher.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_many_names_do_not_become_as_many_labels() {
+        let status = Status::new(None);
+        status.plugin_reloaded("mine", true);
+        for number in 0..2 * PLUGINS_LIMIT {
+            status.plugin_reloaded(&format!("junk-{number}"), false);
+        }
+        status.plugin_fault("late", "trap");
+        status.plugin_fault("mine", "trap");
+        let plugins = &status.reloads().plugins;
+        assert_eq!(plugins.len(), PLUGINS_LIMIT + 1);
+        assert_eq!(plugins["other"].refused, PLUGINS_LIMIT as u64 + 1);
+        assert_eq!(plugins["other"].faults["trap"], 1);
+        assert_eq!((plugins["mine"].swapped, plugins["mine"].faults["trap"]), (1, 1));
+    }
 }

@@ -196,7 +196,7 @@ impl Ended {
         let cause = match failure {
             Failure::Local(_) => Cause::Local,
             Failure::Connect(_) | Failure::ConnectTimeout => Cause::Connect,
-            Failure::Unanswered { reused: true } if after < CLOSED_FOR_AGE => Cause::Stale,
+            Failure::Unanswered { aged: true } if after < CLOSED_FOR_AGE => Cause::Stale,
             Failure::Unanswered { .. } => Cause::Unanswered,
             Failure::Invalid(_) => Cause::Invalid,
         };

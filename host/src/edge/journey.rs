@@ -346,7 +346,11 @@ impl<'a> Journey<'a> {
         }
         begun.lease.backend.began(begun.took, begun.is_stream);
         chosen.series.attempt(AttemptEnd::Answered);
-        chosen.series.first_token_seconds.observe(self.arrival.started.elapsed());
+        let first_token = self.arrival.started.elapsed();
+        chosen.series.first_token_seconds.observe(first_token);
+        if begun.is_stream && begun.answer.status.is_success() {
+            chosen.series.time_to_first_token.observe(first_token);
+        }
         chosen.series.overhead_seconds.observe(self.underway.read_at.elapsed().saturating_sub(self.underway.away));
         let exchange = self.underway.exchange.take();
         let cut = Rc::clone(&self.arrival.worker.cut);

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use http::Response;
 use http::header::{self, HeaderMap, HeaderValue};
+use tokio::time::Instant;
 
 use super::attempt::{Begun, is_event_stream};
 use super::client::Exchange;
@@ -38,7 +39,8 @@ impl Dress<'_> {
         exchange: Option<Exchange>,
         cut: Rc<Cell<bool>>,
     ) -> Response<Body> {
-        let Begun { answer, first, lease, .. } = begun;
+        let Begun { answer, first, lease, is_stream, .. } = begun;
+        let began = (is_stream && answer.status.is_success()).then(Instant::now);
         let format = format_of(&answer.headers);
         let mut response = Response::new(Body::Whole(Bytes::new()));
         *response.status_mut() = answer.status;
@@ -53,6 +55,7 @@ impl Dress<'_> {
             lease: Some(lease),
             last_word: self.last_word(response.headers(), format),
             eject_after: self.eject_after,
+            began,
             cut,
             end: End::Open,
             account,

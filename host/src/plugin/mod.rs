@@ -36,7 +36,7 @@ pub use policy::{Column, Policy};
 pub use store::{Change, Row, State, Store, What};
 pub use strikes::Strikes;
 pub use translator::Translator;
-pub use version::{Source, Version};
+pub use version::{Source, Timing, Version};
 
 /// The longest model name, public or native, in bytes.
 pub const NAME_MAX_BYTES: usize = 256;

@@ -1,16 +1,21 @@
 //! `GET /metrics`: what workers counted, added up, and the gauges of fleet, queue and plugins.
 //!
-//! `FAMILIES` is the whole list; the documentation is compared with it.
+//! Invariants: `FAMILIES` is the whole list, and a sample carries the labels its family names there, in that
+//! order; the table in `docs/metrics.md` says the same (a test compares).
+
+mod gauges;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Registry, Unit};
 
+use self::gauges::{BackendGauges, Gauges};
 use super::View;
 use crate::fleet::State;
 use crate::metrics::{HistogramTotal, SeriesTotal};
@@ -20,6 +25,7 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 
 type Labels<'a> = Vec<(&'static str, &'a str)>;
 type Totals = BTreeMap<(Arc<str>, Arc<str>), SeriesTotal>;
+type Write = fn(&Exposed, &mut Writer<'_>) -> fmt::Result;
 
 /// The exposition in OpenMetrics text.
 pub fn exposition(view: &View) -> String {
@@ -39,178 +45,228 @@ struct Exposed {
     gauges: Gauges,
 }
 
-/// What is read rather than counted.
-#[derive(Debug)]
-struct Gauges {
-    backends: Vec<BackendGauges>,
-    queue_waiting: usize,
-    plugins: Vec<PluginGauges>,
-    plugin_faults: BTreeMap<(String, &'static str), u64>,
-    plugin_reloads: BTreeMap<String, (u64, u64)>,
-    config_reloads: (u64, u64),
-}
-
-#[derive(Debug)]
-struct BackendGauges {
-    name: Arc<str>,
-    state: State,
-    in_flight: u32,
-    slots: u32,
-    waiting: Option<u32>,
-    kv_cache_used: Option<f64>,
-}
-
-#[derive(Debug)]
-struct PluginGauges {
-    name: String,
-    calls_timed: u64,
-    seconds_timed: f64,
-}
-
-impl Gauges {
-    fn of(view: &View) -> Self {
-        let snapshot = view.shared.snapshot.load();
-        let reloads = view.status.reloads().clone();
-        let backends = snapshot.fleet.iter().map(|member| {
-            let backend = &member.backend;
-            let (_, waiting, _, _) = backend.reported();
-            BackendGauges {
-                name: Arc::clone(&backend.name),
-                state: backend.state(),
-                in_flight: backend.in_flight(),
-                slots: backend.slots(),
-                waiting: (waiting != crate::fleet::UNKNOWN).then_some(waiting),
-                kv_cache_used: backend.known().kv_cache_used,
-            }
-        });
-        let plugins = [snapshot.policy.version(), snapshot.translator.version()].map(|version| {
-            let timing = version.counters.timing();
-            PluginGauges {
-                name: version.name.clone(),
-                calls_timed: timing.calls,
-                seconds_timed: timing.total.as_secs_f64(),
-            }
-        });
-        Self {
-            backends: backends.collect(),
-            queue_waiting: view.shared.queue.waiting(),
-            plugins: plugins.into(),
-            plugin_faults: reloads.faults,
-            plugin_reloads: reloads.plugins,
-            config_reloads: (reloads.config_generation, reloads.config_refused),
+impl Exposed {
+    /// Added up over backends.
+    fn by_model(&self, of: fn(&SeriesTotal) -> &HistogramTotal) -> BTreeMap<&str, HistogramTotal> {
+        let mut by_model: BTreeMap<&str, HistogramTotal> = BTreeMap::new();
+        for ((model, _), total) in &self.totals {
+            by_model.entry(model).or_default().merge(of(total));
         }
+        by_model.retain(|_, total| total.count > 0);
+        by_model
     }
 }
 
-/// One family: its name without `vision_proxy_`, what it means, and how it is written.
+/// One family: its name as the encoder takes it, its labels, what it means, and how its samples are written.
 struct Family {
     name: &'static str,
+    labels: &'static [&'static str],
     help: &'static str,
     kind: MetricType,
-    write: fn(&Exposed, &mut Writer<'_>) -> fmt::Result,
+    write: Write,
 }
 
-const fn counter(
-    name: &'static str,
-    help: &'static str,
-    write: fn(&Exposed, &mut Writer<'_>) -> fmt::Result,
-) -> Family {
-    Family { name, help, kind: MetricType::Counter, write }
+const fn counter(name: &'static str, labels: &'static [&'static str], help: &'static str, write: Write) -> Family {
+    Family { name, labels, help, kind: MetricType::Counter, write }
 }
 
-const fn gauge(name: &'static str, help: &'static str, write: fn(&Exposed, &mut Writer<'_>) -> fmt::Result) -> Family {
-    Family { name, help, kind: MetricType::Gauge, write }
+const fn gauge(name: &'static str, labels: &'static [&'static str], help: &'static str, write: Write) -> Family {
+    Family { name, labels, help, kind: MetricType::Gauge, write }
 }
 
-const fn histogram(
-    name: &'static str,
-    help: &'static str,
-    write: fn(&Exposed, &mut Writer<'_>) -> fmt::Result,
-) -> Family {
-    Family { name, help, kind: MetricType::Histogram, write }
+const fn histogram(name: &'static str, labels: &'static [&'static str], help: &'static str, write: Write) -> Family {
+    Family { name, labels, help, kind: MetricType::Histogram, write }
 }
 
 /// Every family. Counters get `_total` from the encoder.
 const FAMILIES: &[Family] = &[
-    counter("vision_proxy_requests", "Requests answered, by the status the client read (499: it left first)", requests),
+    counter(
+        "vision_proxy_requests",
+        &["model", "backend", "status"],
+        "Requests answered, by the status the client read (499: it left first)",
+        requests,
+    ),
     histogram(
         "vision_proxy_request_seconds",
+        &["model", "backend"],
         "Whole requests, from the head's arrival to the last byte sent",
         |all, to| to.histograms(all, |total| &total.request_seconds),
     ),
     histogram(
+        "gen_ai_server_request_duration_seconds",
+        &["gen_ai_request_model"],
+        "The same by model alone, under its name in the GenAI semantic conventions",
+        |all, to| to.by_model(all, |total| &total.request_seconds),
+    ),
+    histogram(
+        "gen_ai_server_time_to_first_token_seconds",
+        &["gen_ai_request_model"],
+        "From the head's arrival to the first byte of a stream that succeeded, under its name in the GenAI semantic conventions",
+        |all, to| to.by_model(all, |total| &total.time_to_first_token),
+    ),
+    histogram(
+        "gen_ai_server_time_per_output_token_seconds",
+        &["gen_ai_request_model"],
+        "Time for each token after the first, of streams that tell how many they had, under its name in the GenAI semantic conventions",
+        |all, to| to.by_model(all, |total| &total.time_per_output_token),
+    ),
+    histogram(
         "vision_proxy_first_token_seconds",
-        "From the head's arrival to the first byte of the answer's body",
+        &["model", "backend"],
+        "From the head's arrival to the first byte of the answer's body, streamed or not",
         |all, to| to.histograms(all, |total| &total.first_token_seconds),
     ),
     histogram(
         "vision_proxy_overhead_seconds",
+        &["model", "backend"],
         "Time the proxy itself added, without waiting in line and for backends",
         |all, to| to.histograms(all, |total| &total.overhead_seconds),
     ),
-    histogram("vision_proxy_queue_seconds", "Time requests waited in line", |all, to| {
-        to.histograms(all, |total| &total.queue_seconds)
-    }),
-    counter("vision_proxy_attempts", "Attempts on backends, by how they ended", attempts),
-    gauge("vision_proxy_queue_waiting", "Requests that wait in line now", |all, to| {
+    counter("vision_proxy_tokens", &["model", "kind"], "Tokens, as the answers' usage counts them", tokens),
+    counter(
+        "vision_proxy_attempts",
+        &["model", "backend", "reason"],
+        "Attempts on backends, by how they ended",
+        attempts,
+    ),
+    gauge("vision_proxy_queue_waiting", &[], "Requests that wait in line now", |all, to| {
         to.number(&[], all.gauges.queue_waiting as f64)
     }),
-    gauge("vision_proxy_backend_state", "1 for the state a backend is in", backend_state),
-    gauge("vision_proxy_backend_in_flight", "Requests of this proxy at the backend now", |all, to| {
+    gauge("vision_proxy_queue_size", &[], "Requests that may wait in line", |all, to| {
+        to.number(&[], all.gauges.queue_size as f64)
+    }),
+    histogram("vision_proxy_queue_seconds", &["model"], "Time requests waited in line", |all, to| {
+        to.by_model(all, |total| &total.queue_seconds)
+    }),
+    gauge("vision_proxy_client_connections", &[], "Connections from clients open now", |all, to| {
+        to.number(&[], all.gauges.client_connections as f64)
+    }),
+    gauge("vision_proxy_backend_state", &["backend", "state"], "1 for the state a backend is in", backend_state),
+    gauge("vision_proxy_backend_in_flight", &["backend"], "Requests of this proxy at the backend now", |all, to| {
         to.backends(all, |backend| Some(f64::from(backend.in_flight)))
     }),
-    gauge("vision_proxy_backend_slots", "Requests the backend may hold now", |all, to| {
+    gauge("vision_proxy_backend_slots", &["backend"], "Requests the backend may hold now", |all, to| {
         to.backends(all, |backend| Some(f64::from(backend.slots)))
     }),
-    gauge("vision_proxy_backend_reported_waiting", "Requests that wait inside the engine, as it says", |all, to| {
-        to.backends(all, |backend| backend.waiting.map(f64::from))
+    gauge(
+        "vision_proxy_backend_reported_running",
+        &["backend"],
+        "Requests that run inside the engine, whosever they are, as it says",
+        |all, to| to.backends(all, |backend| backend.running.map(f64::from)),
+    ),
+    gauge(
+        "vision_proxy_backend_reported_waiting",
+        &["backend"],
+        "Requests that wait inside the engine, as it says",
+        |all, to| to.backends(all, |backend| backend.waiting.map(f64::from)),
+    ),
+    gauge(
+        "vision_proxy_backend_kv_cache_used",
+        &["backend"],
+        "KV-cache in use, 0 to 1, as the engine says",
+        |all, to| to.backends(all, |backend| backend.kv_cache_used),
+    ),
+    gauge(
+        "vision_proxy_backend_ejected",
+        &["backend"],
+        "1 while failures of real traffic keep the backend out of use, else 0",
+        |all, to| to.backends(all, |backend| Some(one_if(backend.is_ejected))),
+    ),
+    counter(
+        "vision_proxy_backend_failures",
+        &["backend"],
+        "Failures of real traffic that count against the backend, answers that broke off included",
+        backend_failures,
+    ),
+    gauge(
+        "vision_proxy_fleet_suspect",
+        &[],
+        "1 while failures of real traffic speak against every backend that is up, so that they are used all the same; else 0",
+        |all, to| to.number(&[], one_if(all.gauges.is_suspect)),
+    ),
+    counter("vision_proxy_plugin_calls", &["plugin"], "Calls of the plugins in use", plugin_calls),
+    histogram("vision_proxy_plugin_call_seconds", &["plugin"], "Plugin calls; one in 64 is timed", plugin_times),
+    counter(
+        "vision_proxy_plugin_faults",
+        &["plugin", "reason"],
+        "Plugin calls that failed and were answered by the host",
+        plugin_faults,
+    ),
+    counter("vision_proxy_plugin_reloads", &["plugin", "result"], "Plugin files swapped in or refused", plugin_reloads),
+    counter(
+        "vision_proxy_config_reloads",
+        &["result"],
+        "Configurations loaded or refused, the first included",
+        config_reloads,
+    ),
+    gauge(
+        "vision_proxy_config_current",
+        &[],
+        "1 while the newest configuration is in force, 0 while it is refused",
+        |all, to| to.number(&[], one_if(all.gauges.is_config_current)),
+    ),
+    gauge("vision_proxy_build_info", &["version"], "Always 1; its label says what runs", |_, to| {
+        to.number(&[env!("CARGO_PKG_VERSION")], 1.0)
     }),
-    gauge("vision_proxy_backend_kv_cache_used", "KV-cache in use, 0 to 1, as the engine says", |all, to| {
-        to.backends(all, |backend| backend.kv_cache_used)
-    }),
-    histogram("vision_proxy_plugin_call_seconds", "Plugin calls; a sample of them is timed", plugin_calls),
-    counter("vision_proxy_plugin_faults", "Plugin calls that failed and were answered by the host", plugin_faults),
-    counter("vision_proxy_plugin_reloads", "Plugin files swapped in or refused", plugin_reloads),
-    counter("vision_proxy_config_reloads", "Configurations loaded or refused, the first included", config_reloads),
-    counter("vision_proxy_tokens", "Tokens, as the answers' usage counts them", tokens),
+    gauge("process_start_time_seconds", &[], "When the process started, since the epoch", started),
 ];
 
 impl Collector for Exposed {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         for family in FAMILIES {
-            let metric = encoder.encode_descriptor(family.name, family.help, None, family.kind)?;
-            (family.write)(self, &mut Writer(metric))?;
+            // The encoder appends the unit to the name.
+            let (name, unit) = match family.name.strip_suffix("_seconds") {
+                Some(name) => (name, Some(Unit::Seconds)),
+                None => (family.name, None),
+            };
+            let metric = encoder.encode_descriptor(name, family.help, unit.as_ref(), family.kind)?;
+            (family.write)(self, &mut Writer { metric, labels: family.labels })?;
         }
         Ok(())
     }
 }
 
-/// Writes the samples of one family.
-struct Writer<'a>(MetricEncoder<'a>);
+/// Writes the samples of one family; what it is given are the values of that family's labels.
+struct Writer<'a> {
+    metric: MetricEncoder<'a>,
+    labels: &'static [&'static str],
+}
 
 impl Writer<'_> {
-    fn count(&mut self, labels: &[(&'static str, &str)], count: u64) -> fmt::Result {
-        self.0.encode_family(&labels.to_vec())?.encode_counter::<NoLabelSet, _, u64>(&count, None)
+    fn labels<'v>(&self, values: &[&'v str]) -> Labels<'v> {
+        debug_assert_eq!(self.labels.len(), values.len(), "{:?}", self.labels);
+        self.labels.iter().copied().zip(values.iter().copied()).collect()
     }
 
-    fn number(&mut self, labels: &[(&'static str, &str)], value: f64) -> fmt::Result {
-        self.0.encode_family(&labels.to_vec())?.encode_gauge(&value)
+    fn count(&mut self, values: &[&str], count: u64) -> fmt::Result {
+        let labels = self.labels(values);
+        self.metric.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&count, None)
     }
 
-    fn histogram(&mut self, labels: &Labels<'_>, total: &HistogramTotal) -> fmt::Result {
-        self.0.encode_family(labels)?.encode_histogram::<NoLabelSet>(
-            total.sum_seconds,
-            total.count,
-            &total.buckets,
-            None,
-        )
+    fn number(&mut self, values: &[&str], number: f64) -> fmt::Result {
+        let labels = self.labels(values);
+        self.metric.encode_family(&labels)?.encode_gauge(&number)
+    }
+
+    fn histogram(&mut self, values: &[&str], total: &HistogramTotal) -> fmt::Result {
+        let labels = self.labels(values);
+        let HistogramTotal { sum_seconds, count, buckets } = total;
+        self.metric.encode_family(&labels)?.encode_histogram::<NoLabelSet>(*sum_seconds, *count, buckets, None)
     }
 
     fn histograms(&mut self, all: &Exposed, of: fn(&SeriesTotal) -> &HistogramTotal) -> fmt::Result {
         for ((model, backend), total) in &all.totals {
             if of(total).count > 0 {
-                self.histogram(&vec![("model", model), ("backend", backend)], of(total))?;
+                self.histogram(&[model, backend], of(total))?;
             }
+        }
+        Ok(())
+    }
+
+    /// Of the models that are known, all backends together.
+    fn by_model(&mut self, all: &Exposed, of: fn(&SeriesTotal) -> &HistogramTotal) -> fmt::Result {
+        for (model, total) in all.by_model(of).iter().filter(|(model, _)| !model.is_empty()) {
+            self.histogram(&[model], total)?;
         }
         Ok(())
     }
@@ -218,26 +274,31 @@ impl Writer<'_> {
     fn backends(&mut self, all: &Exposed, of: fn(&BackendGauges) -> Option<f64>) -> fmt::Result {
         for backend in &all.gauges.backends {
             if let Some(value) = of(backend) {
-                self.number(&[("backend", &backend.name)], value)?;
+                self.number(&[&backend.name], value)?;
             }
         }
         Ok(())
     }
 }
 
+fn one_if(is_so: bool) -> f64 {
+    f64::from(u8::from(is_so))
+}
+
 fn requests(all: &Exposed, to: &mut Writer<'_>) -> fmt::Result {
     for ((model, backend), total) in &all.totals {
         for (status, count) in &total.statuses {
-            to.count(&[("model", model), ("backend", backend), ("status", status)], *count)?;
+            to.count(&[model, backend, status], *count)?;
         }
     }
     Ok(())
 }
 
+/// Without those whose model was never known: they are no operation of generative AI.
 fn attempts(all: &Exposed, to: &mut Writer<'_>) -> fmt::Result {
     for ((model, backend), total) in &all.totals {
         for (end, count) in &total.attempts {
-            to.count(&[("model", model), ("backend", backend), ("reason", end.name())], *count)?;
+            to.count(&[model, backend, end.name()], *count)?;
         }
     }
     Ok(())
@@ -246,51 +307,47 @@ fn attempts(all: &Exposed, to: &mut Writer<'_>) -> fmt::Result {
 fn backend_state(all: &Exposed, to: &mut Writer<'_>) -> fmt::Result {
     for backend in &all.gauges.backends {
         for state in State::ALL {
-            let value = if state == backend.state { 1.0 } else { 0.0 };
-            to.number(&[("backend", &backend.name), ("state", state.name())], value)?;
+            to.number(&[&backend.name, state.name()], one_if(state == backend.state))?;
         }
     }
     Ok(())
 }
 
+fn backend_failures(all: &Exposed, to: &mut Writer<'_>) -> fmt::Result {
+    all.gauges.backends.iter().try_for_each(|backend| to.count(&[&backend.name], backend.failures))
+}
+
 fn plugin_calls(all: &Exposed, to: &mut Writer<'_>) -> fmt::Result {
-    for plugin in &all.gauges.plugins {
-        let total = HistogramTotal {
-            sum_seconds: plugin.seconds_timed,
-            count: plugin.calls_timed,
-            buckets: vec![(f64::INFINITY, plugin.calls_timed)],
-        };
-        to.histogram(&vec![("plugin", &plugin.name)], &total)?;
-    }
-    Ok(())
+    all.gauges.plugins.iter().try_for_each(|plugin| to.count(&[&plugin.name], plugin.calls))
+}
+
+fn plugin_times(all: &Exposed, to: &mut Writer<'_>) -> fmt::Result {
+    all.gauges.plugins.iter().try_for_each(|plugin| to.histogram(&[&plugin.name], &plugin.timed))
 }
 
 /// Every reason of the plugins in use, and whatever was counted of others.
 fn plugin_faults(all: &Exposed, to: &mut Writer<'_>) -> fmt::Result {
-    let mut counts = all.gauges.plugin_faults.clone();
+    let mut counts: BTreeMap<(&str, &str), u64> = BTreeMap::new();
     for plugin in &all.gauges.plugins {
-        for reason in Fault::REASONS {
-            counts.entry((plugin.name.clone(), reason)).or_default();
-        }
+        counts.extend(Fault::REASONS.map(|reason| ((plugin.name.as_str(), reason), 0)));
     }
-    for ((plugin, reason), count) in &counts {
-        to.count(&[("plugin", plugin), ("reason", reason)], *count)?;
+    for (plugin, tally) in &all.gauges.reloads {
+        counts.extend(tally.faults.iter().map(|(reason, count)| ((plugin.as_str(), *reason), *count)));
     }
-    Ok(())
+    counts.into_iter().try_for_each(|((plugin, reason), count)| to.count(&[plugin, reason], count))
 }
 
 fn plugin_reloads(all: &Exposed, to: &mut Writer<'_>) -> fmt::Result {
-    for (plugin, (swapped, refused)) in &all.gauges.plugin_reloads {
-        to.count(&[("plugin", plugin), ("result", "swapped")], *swapped)?;
-        to.count(&[("plugin", plugin), ("result", "refused")], *refused)?;
+    for (plugin, tally) in &all.gauges.reloads {
+        to.count(&[plugin, "swapped"], tally.swapped)?;
+        to.count(&[plugin, "refused"], tally.refused)?;
     }
     Ok(())
 }
 
 fn config_reloads(all: &Exposed, to: &mut Writer<'_>) -> fmt::Result {
-    let (loaded, refused) = all.gauges.config_reloads;
-    to.count(&[("result", "loaded")], loaded)?;
-    to.count(&[("result", "refused")], refused)
+    to.count(&["loaded"], all.gauges.config_loaded)?;
+    to.count(&["refused"], all.gauges.config_refused)
 }
 
 fn tokens(all: &Exposed, to: &mut Writer<'_>) -> fmt::Result {
@@ -301,8 +358,13 @@ fn tokens(all: &Exposed, to: &mut Writer<'_>) -> fmt::Result {
         *completion += total.completion_tokens;
     }
     for (model, (prompt, completion)) in by_model.into_iter().filter(|(_, tokens)| *tokens != (0, 0)) {
-        to.count(&[("model", model), ("kind", "prompt")], prompt)?;
-        to.count(&[("model", model), ("kind", "completion")], completion)?;
+        to.count(&[model, "prompt"], prompt)?;
+        to.count(&[model, "completion"], completion)?;
     }
     Ok(())
+}
+
+fn started(all: &Exposed, to: &mut Writer<'_>) -> fmt::Result {
+    let since_epoch = all.gauges.started_at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    to.number(&[], since_epoch.as_secs_f64())
 }

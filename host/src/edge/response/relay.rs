@@ -84,6 +84,8 @@ pub struct Relay {
     pub backend: Arc<Backend>,
     pub last_word: LastWord,
     pub eject_after: u32,
+    /// When a stream that succeeds began.
+    pub began: Option<Instant>,
     /// The process ends: what the backend may still have to say is not waited for.
     pub cut: Rc<Cell<bool>>,
     pub end: End,
@@ -168,6 +170,10 @@ impl Relay {
             let series = self.account.series.borrow();
             series.prompt_tokens.fetch_add(tokens.input, Relaxed);
             series.completion_tokens.fetch_add(tokens.output, Relaxed);
+            let more = tokens.output.checked_sub(1).and_then(|more| u32::try_from(more).ok()).filter(|more| *more > 0);
+            if let Some((began, more)) = self.began.zip(more) {
+                series.time_per_output_token.observe(began.elapsed() / more);
+            }
         }
     }
 

@@ -28,6 +28,7 @@ pub struct Pool {
 #[derive(Debug)]
 struct Idle {
     stream: TcpStream,
+    since: Instant,
     until: Instant,
 }
 
@@ -38,14 +39,14 @@ impl Default for Pool {
 }
 
 impl Pool {
-    /// The most recently used connection that is still open and silent.
-    pub(super) fn take(&self, backend: u64) -> Option<TcpStream> {
+    /// The most recently used connection that is still open and silent, and how long it was idle.
+    pub(super) fn take(&self, backend: u64) -> Option<(TcpStream, Duration)> {
         let mut idle = self.idle.borrow_mut();
         let connections = idle.get_mut(&backend)?;
         let now = Instant::now();
-        while let Some(Idle { stream, until }) = connections.pop() {
+        while let Some(Idle { stream, since, until }) = connections.pop() {
             if until > now && is_silent(&stream) {
-                return Some(stream);
+                return Some((stream, now - since));
             }
         }
         None
@@ -57,7 +58,8 @@ impl Pool {
         let mut idle = self.idle.borrow_mut();
         let connections = idle.entry(backend).or_default();
         if !kept.is_zero() && connections.len() < IDLE_LIMIT {
-            connections.push(Idle { stream, until: Instant::now() + kept });
+            let since = Instant::now();
+            connections.push(Idle { stream, since, until: since + kept });
         }
     }
 

@@ -15,6 +15,9 @@ use super::framing::{Chunks, Framing};
 use super::pool::{self, Pool};
 use crate::config::{BackendUrl, Timeouts};
 
+/// No server closes idle connections sooner. One that ends under a request after a shorter rest has not aged: the
+/// request or the backend is at fault.
+const SHORTEST_KEEP_ALIVE: Duration = Duration::from_millis(500);
 /// Largest head of an answer, in bytes.
 const HEAD_LIMIT: usize = 64 * 1024;
 /// Most header fields of an answer.
@@ -53,10 +56,10 @@ pub enum Failure {
     Connect(io::ErrorKind),
     #[error("connecting timed out")]
     ConnectTimeout,
-    /// The connection ended before a byte of an answer. `reused`: it had served before, so that the
-    /// backend may just have closed it for its age.
+    /// The connection ended before a byte of an answer. `aged`: it had been idle, so that the backend may just have
+    /// closed it for that.
     #[error("the connection ended before an answer")]
-    Unanswered { reused: bool },
+    Unanswered { aged: bool },
     #[error("not an HTTP answer: {0}")]
     Invalid(&'static str),
 }
@@ -74,17 +77,17 @@ pub async fn send(
 ) -> Result<Answer, Failure> {
     let (id, url) = backend;
     let idle = if fresh { None } else { pool.take(id) };
-    let reused = idle.is_some();
+    let aged = idle.as_ref().is_some_and(|(_, idle)| *idle >= SHORTEST_KEEP_ALIVE);
     let stream = match idle {
-        Some(stream) => stream,
+        Some((stream, _)) => stream,
         None => timeout(timeouts.connect, pool::connect(url))
             .await
             .map_err(|_| Failure::ConnectTimeout)?
             .map_err(unconnected)?,
     };
-    let unanswered = |_| Failure::Unanswered { reused };
+    let unanswered = |_| Failure::Unanswered { aged };
     let written = write(&stream, &head(request, url), request.body, pool).await.map_err(unanswered)?;
-    let head = read_head(&stream, pool, written.answered, reused).await?;
+    let head = read_head(&stream, pool, written.answered, aged).await?;
     head.into_answer(stream, pool, id, written.whole, timeouts.between_chunks, request.method)
 }
 
@@ -201,7 +204,7 @@ fn advance(pieces: &mut [Bytes], mut written: usize) -> usize {
 }
 
 /// Reads up to the end of the final head; `begun` is what an early answer brought already.
-async fn read_head(stream: &TcpStream, pool: &Pool, begun: Vec<u8>, reused: bool) -> Result<Head, Failure> {
+async fn read_head(stream: &TcpStream, pool: &Pool, begun: Vec<u8>, aged: bool) -> Result<Head, Failure> {
     let mut partial = begun;
     let mut interim = 0;
     loop {
@@ -217,7 +220,7 @@ async fn read_head(stream: &TcpStream, pool: &Pool, begun: Vec<u8>, reused: bool
             Parsed::Partial => {}
         }
         let ended =
-            || if partial.is_empty() { Failure::Unanswered { reused } } else { Failure::Invalid("head cut short") };
+            || if partial.is_empty() { Failure::Unanswered { aged } } else { Failure::Invalid("head cut short") };
         stream.readable().await.map_err(|_| ended())?;
         let mut scratch = pool.scratch();
         match stream.try_read(&mut scratch) {

@@ -1,0 +1,122 @@
+//! What a scrape reads rather than adds up: the fleet, the queue, the plugins, and how reloads went.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::SystemTime;
+
+use super::super::View;
+use crate::control::status::Tally;
+use crate::edge::Member;
+use crate::fleet::{Backend, State, UNKNOWN};
+use crate::metrics::HistogramTotal;
+use crate::plugin::{Timing, Version};
+
+/// All of it, as of one moment.
+#[derive(Debug)]
+pub struct Gauges {
+    pub backends: Vec<BackendGauges>,
+    pub is_suspect: bool,
+    pub queue_waiting: usize,
+    pub queue_size: usize,
+    pub client_connections: u64,
+    pub plugins: Vec<PluginGauges>,
+    pub reloads: BTreeMap<String, Tally>,
+    pub config_loaded: u64,
+    pub config_refused: u64,
+    pub is_config_current: bool,
+    pub started_at: SystemTime,
+}
+
+#[derive(Debug)]
+pub struct BackendGauges {
+    pub name: Arc<str>,
+    pub state: State,
+    pub is_ejected: bool,
+    pub in_flight: u32,
+    pub slots: u32,
+    pub running: Option<u32>,
+    pub waiting: Option<u32>,
+    pub kv_cache_used: Option<f64>,
+    pub failures: u64,
+}
+
+/// Of a plugin in use.
+#[derive(Debug)]
+pub struct PluginGauges {
+    pub name: String,
+    pub calls: u64,
+    pub timed: HistogramTotal,
+}
+
+impl Gauges {
+    pub fn of(view: &View) -> Self {
+        let shared = &view.shared;
+        let snapshot = shared.snapshot.load();
+        let retired = view.status.retired.load();
+        let reloads = view.status.reloads().clone();
+        Self {
+            backends: shown(&snapshot.fleet, &retired).map(BackendGauges::of).collect(),
+            is_suspect: is_suspect(snapshot.fleet.iter().map(|member| &*member.backend)),
+            queue_waiting: shared.queue.waiting(),
+            queue_size: shared.queue.size(),
+            client_connections: shared.connections.iter().map(|connections| connections.load(Relaxed)).sum(),
+            plugins: [snapshot.policy.version(), snapshot.translator.version()].map(|v| PluginGauges::of(v)).into(),
+            reloads: reloads.plugins,
+            config_loaded: reloads.config_generation,
+            config_refused: reloads.config_refused,
+            is_config_current: reloads.config_mistakes.is_none(),
+            started_at: view.status.started_at,
+        }
+    }
+}
+
+/// The fleet, and those that left it with requests of ours: but for a name that is taken again, which is a label once.
+fn shown<'a>(fleet: &'a [Member], retired: &'a [Member]) -> impl Iterator<Item = &'a Backend> {
+    let is_new = |at: usize, name: &Arc<str>| {
+        let before = fleet.iter().chain(retired.iter().take(at));
+        !before.into_iter().any(|member| member.backend.name == *name)
+    };
+    let gone = retired.iter().enumerate().filter(move |(at, member)| is_new(*at, &member.backend.name));
+    fleet.iter().chain(gone.map(|(_, member)| member)).map(|member| &*member.backend)
+}
+
+/// Whether failures of real traffic speak against every backend that is up, and there is one.
+fn is_suspect<'a>(fleet: impl Iterator<Item = &'a Backend>) -> bool {
+    let mut up = fleet.filter(|backend| backend.is_up()).peekable();
+    up.peek().is_some() && up.all(Backend::is_suspended)
+}
+
+impl BackendGauges {
+    fn of(backend: &Backend) -> Self {
+        let (running, waiting, _, _) = backend.reported();
+        let known = |number: u32| (number != UNKNOWN).then_some(number);
+        Self {
+            name: Arc::clone(&backend.name),
+            state: backend.state(),
+            is_ejected: backend.is_ejected(),
+            in_flight: backend.in_flight(),
+            slots: backend.slots(),
+            running: known(running),
+            waiting: known(waiting),
+            kv_cache_used: backend.known().kv_cache_used,
+            failures: backend.totals().1,
+        }
+    }
+}
+
+impl PluginGauges {
+    fn of(version: &Version) -> Self {
+        let timing = version.counters.timing();
+        let bounds = Timing::BUCKETS_NS.map(|ns| ns as f64 / 1e9).into_iter().chain([f64::INFINITY]);
+        Self {
+            name: version.name.clone(),
+            calls: version.counters.calls(),
+            timed: HistogramTotal {
+                sum_seconds: timing.total.as_secs_f64(),
+                count: timing.calls,
+                buckets: bounds.zip(timing.buckets).collect(),
+            },
+        }
+    }
+}
