@@ -2,8 +2,16 @@
 
 use crate::support::*;
 
-const COMMANDS: [&[&str]; 7] =
-    [&["run"], &["demo"], &["check"], &["simulate-backend"], &["plugin"], &["plugin", "inspect"], &[]];
+const COMMANDS: [&[&str]; 8] = [
+    &["run"],
+    &["demo"],
+    &["check"],
+    &["simulate-backend"],
+    &["plugin"],
+    &["plugin", "inspect"],
+    &["plugin", "bench"],
+    &[],
+];
 
 /// Six mistakes, and the line of each.
 const BROKEN: &str = r#"lisen = "127.0.0.1:0"
@@ -201,6 +209,19 @@ async fn inspecting_what_is_no_plugin_says_why() {
     }
     let missing = vision_proxy(&["plugin", "inspect", "missing.wasm"], &folder).await;
     assert_eq!(missing.code, 1, "{missing:?}");
+}
+
+#[tokio::test]
+async fn a_call_is_timed_for_every_size_of_fleet() {
+    let folder = Folder::new();
+    for (plugin, call) in [("round-robin", "pick"), ("model-map", "resolve")] {
+        let ended = vision_proxy(&["plugin", "bench", plugin, "--backends", "2", "--backends", "9"], &folder).await;
+        assert_eq!(ended.code, 0, "{ended:?}");
+        let rows: Vec<Vec<_>> = ended.stdout.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!((rows.len(), rows[0][0], rows[1][0], rows[2][0]), (3, call, "2", "9"), "{ended:?}");
+        assert!(rows[1][1].parse::<f64>().is_ok_and(|ns| ns > 0.0), "{ended:?}");
+    }
+    assert_eq!(vision_proxy(&["plugin", "bench", "nowhere.wasm"], &folder).await.code, 1);
 }
 
 #[tokio::test]

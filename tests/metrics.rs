@@ -56,6 +56,10 @@ async fn experienced() -> (Proxy, Backend) {
     for pending in [held, waiting] {
         pending.reply().await.ok();
     }
+    let usage =
+        serde_json::json!({"model": NATIVE, "choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 2}});
+    backend.always(Answer::stream().event(&delta(NATIVE, "one")).event(&usage).done());
+    proxy.client.stream().await.rest().await;
     proxy.falls_idle().await;
     proxy.write_plugin("broken", b"no component");
     let refused = [("plugin", "broken"), ("result", "refused")];

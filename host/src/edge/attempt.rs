@@ -18,6 +18,9 @@ use crate::fleet::{Backend, Lease};
 
 /// A kept connection that ends this soon was closed for its age; later, the request has been read.
 const CLOSED_FOR_AGE: Duration = Duration::from_millis(50);
+/// No server closes idle connections sooner. One that ends under a request after a shorter rest has not aged: the
+/// request or the backend is at fault.
+const SHORTEST_KEEP_ALIVE: Duration = Duration::from_millis(500);
 /// How often a request that waits for its answer looks whether its backend is still there.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// An error's body is kept up to this size, to be passed on where the next backend does no better.
@@ -59,6 +62,8 @@ pub struct Ended {
     /// For the log and the admin page; never for a client.
     pub why: String,
     pub lease: Lease,
+    /// It went over a kept connection, and that ended: another one may do better.
+    pub was_kept: bool,
     /// How long the backend wants to be left alone.
     pub pause: Duration,
     /// The answer it did give.
@@ -189,18 +194,21 @@ pub fn is_event_stream(headers: &HeaderMap) -> bool {
 
 impl Ended {
     fn new(cause: Cause, why: String, lease: Lease) -> Box<Self> {
-        Box::new(Self { cause, why, lease, pause: Duration::ZERO, answer: None })
+        Box::new(Self { cause, why, lease, was_kept: false, pause: Duration::ZERO, answer: None })
     }
 
     fn failed(failure: &Failure, lease: Lease, after: Duration) -> Box<Self> {
         let cause = match failure {
             Failure::Local(_) => Cause::Local,
             Failure::Connect(_) | Failure::ConnectTimeout => Cause::Connect,
-            Failure::Unanswered { aged: true } if after < CLOSED_FOR_AGE => Cause::Stale,
+            Failure::Unanswered { idle: Some(idle) } if after < CLOSED_FOR_AGE && *idle >= SHORTEST_KEEP_ALIVE => {
+                Cause::Stale
+            }
             Failure::Unanswered { .. } => Cause::Unanswered,
             Failure::Invalid(_) => Cause::Invalid,
         };
-        Self::new(cause, failure.to_string(), lease)
+        let was_kept = matches!(failure, Failure::Unanswered { idle: Some(_) });
+        Box::new(Self { was_kept, ..*Self::new(cause, failure.to_string(), lease) })
     }
 
     fn lost(lost: Lost, lease: Lease) -> Box<Self> {

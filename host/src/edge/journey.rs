@@ -283,7 +283,7 @@ impl<'a> Journey<'a> {
 
     /// Takes note of an attempt that another backend may do better: of the backend, and of what follows.
     fn after(&mut self, ended: Ended, chosen: &Candidate, sending: &mut Sending<'_>) -> Verdict {
-        let Ended { cause, why, lease, pause, answer } = ended;
+        let Ended { cause, why, lease, was_kept, pause, answer } = ended;
         let rules = &self.current.snapshot.config.failover;
         let backend = Arc::clone(&lease.backend);
         tracing::debug!(id = ?self.arrival.request_id, backend = %backend.name, attempt = self.underway.history.attempts, "attempt ended: {why}");
@@ -301,12 +301,12 @@ impl<'a> Journey<'a> {
         }
         // Only now its slot is free for others: they shall know what happened.
         drop(lease);
-        sending.fresh |= cause == Cause::Stale;
+        sending.fresh |= was_kept;
         let is_other =
             |other: &&Arc<Backend>| other.id != backend.id && !self.underway.tried.contains(&other.id) && other.is_up();
         let is_last = !self.served.tiers.iter().any(|tier| tier.backends.iter().any(|other| is_other(&other)));
-        // One that is busy, or closed a connection for its age, may be asked again where there is no other.
-        if !(matches!(cause, Cause::Busy | Cause::Stale) && is_last) {
+        // One that is busy, or closed a kept connection, may be asked again where there is no other.
+        if !((cause == Cause::Busy || was_kept) && is_last) {
             self.underway.tried.push(backend.id);
         }
         if let (Cause::ServerError, Some(answer)) = (cause, answer) {

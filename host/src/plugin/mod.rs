@@ -12,6 +12,7 @@
 //! - Calls take no lock but the slot of their own worker, and that one only if it is free.
 //! - Compiling, starting and rebuilding block for milliseconds to seconds: never on a worker thread.
 
+mod bench;
 mod bindings;
 mod compile;
 mod console;
@@ -30,6 +31,7 @@ mod wasi;
 #[cfg(test)]
 mod guests;
 
+pub use bench::call_time;
 pub use bindings::{Backend, Decision, Fleet, Request, Route, Traits};
 pub use engine::Runtime;
 pub use policy::{Column, Policy};

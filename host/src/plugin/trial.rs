@@ -35,6 +35,11 @@ pub(super) const EXTREME: Request = Request {
 
 /// Eight backends that differ in what a policy may look at.
 pub(super) fn made_up_fleet() -> Fleet {
+    made_up_fleet_of(MADE_UP_BACKENDS)
+}
+
+/// So many such backends.
+pub(super) fn made_up_fleet_of(backends: u32) -> Fleet {
     let backend = |at: u32| Backend {
         name: format!("trial-{at}"),
         hash: u64::from(at).wrapping_mul(0x9e37_79b9_7f4a_7c15),
@@ -44,7 +49,7 @@ pub(super) fn made_up_fleet() -> Fleet {
         serves: vec!["native".to_owned()],
         names: vec![("public".to_owned(), "native".to_owned())],
     };
-    Fleet { generation: 1, models: vec!["public".to_owned()], backends: (0..MADE_UP_BACKENDS).map(backend).collect() }
+    Fleet { generation: 1, models: vec!["public".to_owned()], backends: (0..backends).map(backend).collect() }
 }
 
 const MADE_UP_BACKENDS: u32 = 8;

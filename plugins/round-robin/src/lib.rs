@@ -22,25 +22,33 @@ impl Policy for RoundRobin {
         Ok(Self)
     }
 
-    /// Of the `turns` of a cycle the first row takes its share, evenly spaced; of what is left the second row takes
-    /// its share, and so on. Whose turn it is follows without remembering the turns before.
     fn pick(&mut self, request: &Request, candidates: &Candidates<Self>) -> Decision {
-        let mut turns: u64 = candidates.iter().map(|candidate| weight(&candidate)).sum();
-        let Some(mut turn) = request.sequence.checked_rem(turns) else {
-            return Decision::Abstain; // every weight is 0: nobody has a turn
-        };
-        for candidate in candidates.iter() {
-            let share = weight(&candidate);
-            let taken_before = |turn: u64| (turn * share).div_ceil(turns);
-            let taken = taken_before(turn);
-            if taken_before(turn + 1) > taken {
-                return Decision::Pick(candidate.row());
-            }
-            turn -= taken;
-            turns -= share;
+        let first = candidates.at(0).map_or(0, |candidate| weight(&candidate));
+        if first > 0 && candidates.iter().all(|candidate| weight(&candidate) == first) {
+            return Decision::Pick((request.sequence % candidates.len() as u64) as u32);
         }
-        Decision::Abstain
+        by_weight(request.sequence, candidates)
     }
+}
+
+/// Of the `turns` of a cycle the first row takes its share, evenly spaced; of what is left the second row takes its
+/// share, and so on. Whose turn it is follows without remembering the turns before.
+fn by_weight(sequence: u64, candidates: &Candidates<RoundRobin>) -> Decision {
+    let mut turns: u64 = candidates.iter().map(|candidate| weight(&candidate)).sum();
+    let Some(mut turn) = sequence.checked_rem(turns) else {
+        return Decision::Abstain; // every weight is 0: nobody has a turn
+    };
+    for candidate in candidates.iter() {
+        let share = weight(&candidate);
+        let taken_before = |turn: u64| (turn * share).div_ceil(turns);
+        let taken = taken_before(turn);
+        if taken_before(turn + 1) > taken {
+            return Decision::Pick(candidate.row());
+        }
+        turn -= taken;
+        turns -= share;
+    }
+    Decision::Abstain
 }
 
 export_policy!(RoundRobin);

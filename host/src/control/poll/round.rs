@@ -58,7 +58,7 @@ impl Asker {
             timeout_at(deadline, upstream::send(&self.pool, (backend.id, &backend.url), &request, &timeouts, fresh))
         };
         let answer = match ask(false).await {
-            Ok(Err(Failure::Unanswered { aged: true })) => ask(true).await,
+            Ok(Err(Failure::Unanswered { idle: Some(_) })) => ask(true).await,
             other => other,
         };
         let answer = answer.map_err(|_| NoAnswer::Silent("no answer in time".into()))?;

@@ -15,9 +15,6 @@ use super::framing::{Chunks, Framing};
 use super::pool::{self, Pool};
 use crate::config::{BackendUrl, Timeouts};
 
-/// No server closes idle connections sooner. One that ends under a request after a shorter rest has not aged: the
-/// request or the backend is at fault.
-const SHORTEST_KEEP_ALIVE: Duration = Duration::from_millis(500);
 /// Largest head of an answer, in bytes.
 const HEAD_LIMIT: usize = 64 * 1024;
 /// Most header fields of an answer.
@@ -56,10 +53,10 @@ pub enum Failure {
     Connect(io::ErrorKind),
     #[error("connecting timed out")]
     ConnectTimeout,
-    /// The connection ended before a byte of an answer. `aged`: it had been idle, so that the backend may just have
-    /// closed it for that.
+    /// The connection ended before a byte of an answer. `idle`: how long a kept one had been idle; the backend may just
+    /// have closed it for that.
     #[error("the connection ended before an answer")]
-    Unanswered { aged: bool },
+    Unanswered { idle: Option<Duration> },
     #[error("not an HTTP answer: {0}")]
     Invalid(&'static str),
 }
@@ -77,17 +74,17 @@ pub async fn send(
 ) -> Result<Answer, Failure> {
     let (id, url) = backend;
     let idle = if fresh { None } else { pool.take(id) };
-    let aged = idle.as_ref().is_some_and(|(_, idle)| *idle >= SHORTEST_KEEP_ALIVE);
-    let stream = match idle {
-        Some((stream, _)) => stream,
+    let (kept, idle) = idle.unzip();
+    let stream = match kept {
+        Some(stream) => stream,
         None => timeout(timeouts.connect, pool::connect(url))
             .await
             .map_err(|_| Failure::ConnectTimeout)?
             .map_err(unconnected)?,
     };
-    let unanswered = |_| Failure::Unanswered { aged };
+    let unanswered = |_| Failure::Unanswered { idle };
     let written = write(&stream, &head(request, url), request.body, pool).await.map_err(unanswered)?;
-    let head = read_head(&stream, pool, written.answered, aged).await?;
+    let head = read_head(&stream, pool, written.answered, idle).await?;
     head.into_answer(stream, pool, id, written.whole, timeouts.between_chunks, request.method)
 }
 
@@ -204,7 +201,7 @@ fn advance(pieces: &mut [Bytes], mut written: usize) -> usize {
 }
 
 /// Reads up to the end of the final head; `begun` is what an early answer brought already.
-async fn read_head(stream: &TcpStream, pool: &Pool, begun: Vec<u8>, aged: bool) -> Result<Head, Failure> {
+async fn read_head(stream: &TcpStream, pool: &Pool, begun: Vec<u8>, idle: Option<Duration>) -> Result<Head, Failure> {
     let mut partial = begun;
     let mut interim = 0;
     loop {
@@ -220,7 +217,7 @@ async fn read_head(stream: &TcpStream, pool: &Pool, begun: Vec<u8>, aged: bool) 
             Parsed::Partial => {}
         }
         let ended =
-            || if partial.is_empty() { Failure::Unanswered { aged } } else { Failure::Invalid("head cut short") };
+            || if partial.is_empty() { Failure::Unanswered { idle } } else { Failure::Invalid("head cut short") };
         stream.readable().await.map_err(|_| ended())?;
         let mut scratch = pool.scratch();
         match stream.try_read(&mut scratch) {
