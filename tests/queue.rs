@@ -226,6 +226,35 @@ async fn clients_with_different_keys_take_turns() {
 }
 
 #[tokio::test]
+async fn one_key_does_not_fill_the_line_for_all_others() {
+    let (proxy, _backend, gate, held) = full("[queue]\nsize = 2\n").await;
+    let by = |key: &str| Pending::of(proxy.another_client().post(CHAT, chat_body().to_string()).bearer_auth(key));
+    let first = by("greedy");
+    proxy.queues(1).await;
+    let second = by("greedy");
+    proxy.queues(2).await;
+    is_saturated(&by("greedy").reply().await);
+    let modest = by("modest");
+    is_saturated(&second.reply().await);
+    gate.open();
+    for pending in [held, first, modest] {
+        pending.reply().await.ok();
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_in_a_bad_moment_is_not_held_against_the_next() {
+    let (proxy, [backend]) =
+        proxied("[queue]\nsize = 0\n[capacity]\npoll_interval = \"50ms\"\n", [Setup::named("a").vllm().slots(1)]).await;
+    backend.report(Report { running: 9, ..Report::default() });
+    eventually("others fill it", async || proxy.backend("a").await["state"] == "busy").await;
+    let after = |reply: &Reply| reply.header("retry-after-ms").parse::<u64>().expect("milliseconds");
+    let refused = proxy.client.chat().await;
+    is_saturated(&refused);
+    assert!(after(&refused) < 5_000, "{refused:?}");
+}
+
+#[tokio::test]
 async fn a_line_of_large_bodies_is_bounded_in_bytes() {
     let (proxy, _backend, gate, held) = full("[queue]\nbytes = \"10KiB\"\n").await;
     let large = || {

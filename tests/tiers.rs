@@ -49,6 +49,23 @@ async fn a_tier_that_is_down_is_not_waited_for() {
 }
 
 #[tokio::test]
+async fn a_tier_that_was_put_out_of_use_is_not_waited_for() {
+    let top = "[queue]\nspill_after = \"1h\"\n[failover]\neject_after = 2\n";
+    let (proxy, [_rented, own]) =
+        proxied(top, [Setup::named("rented").line("tier = 1"), Setup::named("own").slots(1)]).await;
+    own.always(Answer::nothing().reset());
+    let is_ejected = async || {
+        proxy.client.chat().await.ok();
+        proxy.backend("own").await["state"] == "down"
+    };
+    eventually("the preferred one is out of use", is_ejected).await;
+    for _ in 0..3 {
+        let reply = proxy.client.chat().await.ok();
+        assert_eq!((reply.backend(), reply.attempts()), ("rented", 1));
+    }
+}
+
+#[tokio::test]
 async fn whoever_failed_in_the_first_tier_is_served_by_the_second() {
     let (proxy, [_rented, own]) = two_tiers("1h").await;
     own.always(Answer::error(500));

@@ -124,6 +124,10 @@ impl Poller {
                 self.forget_engine();
                 false
             }
+            Err(NoAnswer::Unasked(why)) => {
+                tracing::warn!(backend = %self.member().backend.name, "could not be polled: {why}");
+                false
+            }
             Err(NoAnswer::Silent(why)) => {
                 self.silent += 1;
                 if self.silent >= SILENT_POLLS || self.member().backend.is_unknown() {
@@ -144,6 +148,7 @@ impl Poller {
 
     /// Asks all that its engine is asked. An answer is an error only where the very first is missing.
     async fn ask_all(&mut self) -> Result<(Engine, Report), NoAnswer> {
+        self.member().backend.asking();
         let known = self.member().backend.known().engine;
         let is_doubtful = self.member().config.engine.is_none() && self.doubts.are_due();
         let mut round = Round::new(&self.asker);
@@ -168,7 +173,7 @@ impl Poller {
             match round.ask(question.path).await {
                 Ok(answer) => (question.read)(&answer, &mut report),
                 Err(missing) if at == 0 => return Err(missing),
-                Err(NoAnswer::Gone(why) | NoAnswer::Silent(why)) => {
+                Err(NoAnswer::Gone(why) | NoAnswer::Silent(why) | NoAnswer::Unasked(why)) => {
                     let backend = &self.member().backend.name;
                     tracing::debug!(%backend, path = question.path, "no answer to a poll: {why}");
                 }

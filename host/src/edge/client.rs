@@ -7,6 +7,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -103,8 +104,8 @@ impl ClientStream {
         if ahead.len() >= AHEAD_LIMIT {
             return Poll::Pending;
         }
-        let mut space = [0; 1024];
-        let mut buffer = ReadBuf::new(&mut space);
+        let mut space = [const { MaybeUninit::uninit() }; 1024];
+        let mut buffer = ReadBuf::uninit(&mut space);
         match ready!(Pin::new(&mut *self.0.stream.borrow_mut()).poll_read(cx, &mut buffer)) {
             Ok(()) if buffer.filled().is_empty() => Poll::Ready(Seen::Gone),
             Ok(()) => {

@@ -9,7 +9,6 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use http::HeaderValue;
 use tokio::time::Instant;
 
 use super::response::Account;
@@ -38,7 +37,8 @@ struct Ring {
 /// What was decided for one request.
 #[derive(Debug, Clone)]
 pub struct Decision {
-    pub request_id: HeaderValue,
+    /// Copied: the field's value is a piece of the client's read buffer, and would keep all of that.
+    pub request_id: Box<str>,
     pub started: Instant,
     /// Its public name.
     pub model: Arc<str>,

@@ -47,8 +47,8 @@ pub struct Asking<'a> {
     pub tried: &'a [u64],
     /// Ids of backends that are left to those who came before.
     pub reserved: Vec<u64>,
-    /// Whether a second run changes no state; only such a request may be the trial of a backend.
-    pub repeatable: bool,
+    /// Whether it may be the trial of a backend: another could repeat it.
+    pub may_try: bool,
     /// Slots that it takes.
     pub cost: u32,
     /// As the plugin sees it; `random` and `now_ms` are filled in here.
@@ -112,7 +112,7 @@ impl Asking<'_> {
     }
 
     fn may_take(&self, backend: &Backend) -> bool {
-        backend.is_available() && !self.reserved.contains(&backend.id) && (self.repeatable || !backend.is_suspended())
+        backend.is_available() && !self.reserved.contains(&backend.id) && (self.may_try || !backend.is_suspended())
     }
 
     fn available(&self) -> Vec<usize> {
@@ -139,7 +139,9 @@ impl Asking<'_> {
         if up().next().is_none() {
             return Picked::Nobody;
         }
-        if !self.reserved.is_empty() || up().any(|(_, backend)| !backend.is_suspended()) {
+        // Also in a tier that it may not go to yet, for there it will.
+        let is_sound = |backend: &Arc<Backend>| backend.is_sound() && !self.tried.contains(&backend.id);
+        if !self.reserved.is_empty() || self.served.all.iter().any(is_sound) {
             return Picked::AllBusy;
         }
         let claimed = up().find_map(|(candidate, backend)| {
@@ -244,7 +246,11 @@ fn push_columns(rows: &mut Vec<u32>, columns: &[Column], row: Row<'_>) {
     let Row { candidate, member, held } = row;
     let backend = &member.backend;
     let (slots, taken) = (backend.room(), backend.taken().saturating_sub(held));
-    let (running, waiting, kv_permille, age_ms) = backend.reported();
+    // The clock is read only for who asks for what may be stale.
+    let is_told =
+        |column: &Column| matches!(column, Column::Running | Column::Waiting | Column::KvPermille | Column::AgeMs);
+    let reported = if columns.iter().any(is_told) { backend.reported() } else { Default::default() };
+    let (running, waiting, kv_permille, age_ms) = reported;
     rows.extend(columns.iter().map(|column| match column {
         Column::InFlight => backend.in_flight().saturating_sub(held.min(1)),
         Column::Slots => slots,
@@ -263,6 +269,6 @@ fn push_columns(rows: &mut Vec<u32>, columns: &[Column], row: Row<'_>) {
 
 /// How many slots of these backends come free in a second, by how long slots are held there.
 pub fn freed_per_second<'a>(backends: impl Iterator<Item = &'a Arc<Backend>>) -> f64 {
-    let freed = |backend: &Arc<Backend>| f64::from(backend.room()) / backend.mean_hold().as_secs_f64().max(0.001);
-    backends.map(freed).sum()
+    let freed = |backend: &Arc<Backend>| f64::from(backend.slots()) / backend.mean_hold().as_secs_f64().max(0.001);
+    backends.filter(|backend| backend.is_sound()).map(freed).sum()
 }

@@ -52,6 +52,7 @@ impl Dress<'_> {
             usage: format.map(|_| Usage::new(self.counts())),
             out: VecDeque::new(),
             backend: Arc::clone(&lease.backend),
+            since_ms: lease.since_ms,
             lease: Some(lease),
             last_word: self.last_word(response.headers(), format),
             eject_after: self.eject_after,

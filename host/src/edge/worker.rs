@@ -78,6 +78,8 @@ pub struct Served {
     pub candidates: Box<[Candidate]>,
     /// At least one.
     pub tiers: Box<[Tier]>,
+    /// All candidates' backends.
+    pub all: Arc<[Arc<Backend>]>,
     /// For requests that come to no backend.
     pub series: Arc<Series>,
 }
@@ -184,6 +186,7 @@ impl Worker {
         Some(Served {
             model: at.and_then(|at| u32::try_from(at).ok()).unwrap_or(UNLISTED),
             demand: self.shared.demand(&public),
+            all: tiers.last().map_or_else(|| Arc::from([]), |tier: &Tier| Arc::clone(&tier.backends)),
             tiers: tiers.into(),
             series: self.shared.metrics.series(self.index, model, ""),
             candidates,

@@ -24,6 +24,8 @@ use crate::config::BackendUrl;
 
 /// An engine that restarts refuses connections for a moment, and one that shuts down until it is gone: past this it is.
 const GONE_AFTER_MS: u64 = 3_000;
+/// After a return, slots grow from one to all of them over this time.
+const GROW_BACK_MS: u64 = 10_000;
 /// Without a new failure the average of errors halves in this time.
 const ERRORS_HALVE_MS: u64 = 5_000;
 
@@ -58,41 +60,51 @@ impl Backend {
     /// Takes the slots that a request costs, where they are free and the backend may be used at this moment. What costs
     /// more than the backend has takes all of it.
     pub fn claim(backend: &Arc<Self>, cost: u32) -> Option<Lease> {
-        match (backend.is_suspended(), backend.is_ejected()) {
-            (false, _) => Self::take(backend, backend.room(), cost),
-            // Its time is up: one trial, and no more until that has ended.
-            (true, false) => Self::take(backend, backend.room().min(1), cost),
-            (true, true) => None,
+        if !backend.is_suspended() {
+            return Self::take(backend, cost, false);
         }
+        // Where its time is up: one trial, and no more until that has ended.
+        let may_try = !backend.is_ejected() && !backend.live.on_trial.swap(true, SeqCst);
+        let trial = may_try.then(|| Self::take(backend, cost, true)).flatten();
+        if may_try && trial.is_none() {
+            backend.live.on_trial.store(false, SeqCst);
+        }
+        trial
     }
 
     /// The same, also where failures of real traffic speak against it: for the last one standing.
     pub fn claim_suspect(backend: &Arc<Self>, cost: u32) -> Option<Lease> {
-        Self::take(backend, backend.room(), cost)
+        Self::take(backend, cost, false)
     }
 
-    fn take(backend: &Arc<Self>, room: u32, cost: u32) -> Option<Lease> {
+    fn take(backend: &Arc<Self>, cost: u32, is_trial: bool) -> Option<Lease> {
         if !backend.is_open() {
             return None;
         }
-        let cost = cost.min(room).max(1);
+        let (room, slots) = (backend.room(), backend.slots());
+        let cost = cost.min(backend.live.limit.load(SeqCst)).max(1);
         let mut requests = 0;
         let take = |held: u64| {
             let held = Held::of(held);
             requests = held.requests + 1;
-            (held.slots + cost <= room).then(|| Held { requests, slots: held.slots + cost }.packed())
+            // One that costs more than there is while slots grow back may have a backend to itself.
+            let fits = held.slots + cost <= room || (held.requests == 0 && room >= slots);
+            fits.then(|| Held { requests, slots: held.slots + cost }.packed())
         };
         backend.live.held.fetch_update(SeqCst, SeqCst, take).ok()?;
         if requests > backend.live.most_held.load(Relaxed) {
             backend.live.most_held.fetch_max(requests, Relaxed);
         }
-        Some(Lease::new(backend, cost))
+        Some(Lease::new(backend, cost, is_trial))
     }
 
     /// Slots are free again; for the lease alone. `held_ms`: how long they were held, where that says something.
-    pub(super) fn give_back(&self, cost: u32, held_ms: Option<u32>) {
+    pub(super) fn give_back(&self, cost: u32, held_ms: Option<u32>, is_trial: bool) {
         if let Some(held_ms) = held_ms {
             move_average(&self.live.hold_ms, held_ms);
+        }
+        if is_trial {
+            self.live.on_trial.store(false, SeqCst);
         }
         self.live.held.fetch_sub(Held { requests: 1, slots: cost }.packed(), SeqCst);
     }
@@ -122,8 +134,13 @@ impl Backend {
 
     /// Whether it may be picked now: up, not busy, a slot free, not ejected by real traffic.
     pub fn is_available(&self) -> bool {
-        let room = if self.is_suspended() { self.room().min(1) } else { self.room() };
-        self.is_open() && self.taken() < room && !self.is_ejected()
+        let may_serve = !self.is_suspended() || (!self.live.on_trial.load(SeqCst) && !self.is_ejected());
+        self.is_open() && self.taken() < self.room() && may_serve
+    }
+
+    /// Whether it is up, and no failures of real traffic speak against it.
+    pub fn is_sound(&self) -> bool {
+        self.is_up() && !self.is_suspended()
     }
 
     /// Why it may not be picked now, in a word; `None` where it may.
@@ -204,7 +221,15 @@ impl Backend {
 
     /// Slots it has now, whoever takes them.
     pub fn slots(&self) -> u32 {
-        self.live.limit.load(SeqCst)
+        let (slots, since) = (self.live.limit.load(SeqCst), self.live.growing_since_ms.load(SeqCst));
+        if since == 0 {
+            // It never went: no need to look at the clock.
+            return slots;
+        }
+        match now_ms().saturating_sub(since) {
+            age if age < GROW_BACK_MS => ((u64::from(slots) * age / GROW_BACK_MS) as u32).max(1),
+            _ => slots,
+        }
     }
 
     /// Slots that ours may take now: all that it has, less what its last report leaves to others.
@@ -348,7 +373,7 @@ pub(super) mod tests {
     fn repeated_failures_eject_whatever_the_polls_say() {
         let backend = backend_with(&Queue::new(0, 0), 3);
         for _ in 0..5 {
-            backend.failed("reset", 5);
+            backend.failed("reset", 5, now_ms());
         }
         backend.reported_in(&Report::default(), &limits());
         assert_eq!(backend.state(), State::Down);
@@ -356,7 +381,7 @@ pub(super) mod tests {
         assert!(Backend::claim_suspect(&backend, 1).is_some(), "the last one standing stays in use");
         backend.began(Duration::from_millis(5), true);
         assert_eq!(backend.state(), State::Down, "a beginning is no answer");
-        backend.completed();
+        backend.completed(now_ms());
         assert_eq!(backend.state(), State::Available);
     }
 

@@ -7,6 +7,7 @@ use super::engine::ServedModel;
 use super::health::Health;
 use super::limit::Learned;
 use super::outlier::Window;
+use super::room::Share;
 use crate::config::Engine;
 
 /// What control and the admin page know of a backend.
@@ -20,13 +21,17 @@ pub struct Known {
     pub health: Health,
     /// Attempts of the last half minute.
     pub window: Window,
+    /// What the reports leave to us.
+    pub share: Share,
+    /// When it was last put out of use; what began before says nothing of it since.
+    pub ejected_ms: Option<u64>,
+    /// When the learned limit was last lowered.
+    pub lowered_ms: u64,
     pub kv_cache_used: Option<f64>,
     /// As last reported; kept while it is down, for a known model is not an unknown one.
     pub models: Arc<Vec<ServedModel>>,
     pub down_since: Option<SystemTime>,
     pub last_error: Option<String>,
-    /// When its slots began to grow back.
-    pub returned_ms: Option<u64>,
 }
 
 impl Known {

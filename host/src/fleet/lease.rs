@@ -6,20 +6,27 @@ use super::backend::Backend;
 use super::queue::Turn;
 use crate::clock::now_ms;
 
-/// One request's hold on a slot, or on several where it costs more. Dropping it frees them and wakes whoever is first in line for them.
+/// One request's hold on a slot, or on several where it costs more. Dropping it frees them and wakes whoever is first
+/// in line for them.
 #[derive(Debug)]
 pub struct Lease {
     pub backend: Arc<Backend>,
+    /// When it was claimed, by [`now_ms`].
+    pub since_ms: u64,
     /// Slots that it takes.
     cost: u32,
-    since_ms: u64,
+    /// It is the trial of a backend that was put out of use.
+    is_trial: bool,
+    /// Its answer came whole: how long that took tells how long slots are held.
+    is_whole: bool,
     held: bool,
 }
 
 impl Lease {
     /// For `Backend::claim`, which has taken the slots.
-    pub(super) fn new(backend: &Arc<Backend>, cost: u32) -> Self {
-        Self { backend: Arc::clone(backend), cost, since_ms: now_ms(), held: true }
+    pub(super) fn new(backend: &Arc<Backend>, cost: u32, is_trial: bool) -> Self {
+        let backend = Arc::clone(backend);
+        Self { backend, since_ms: now_ms(), cost, is_trial, is_whole: false, held: true }
     }
 
     /// Slots that it takes.
@@ -27,17 +34,22 @@ impl Lease {
         self.cost
     }
 
-    /// Frees the slot without looking for a waiter: for the one who is doing just that.
-    pub(super) fn release_quietly(mut self) {
-        self.held = false;
-        self.backend.give_back(self.cost, None);
+    /// Frees the slots after a whole, good answer.
+    pub fn end_well(mut self) {
+        self.is_whole = true;
     }
 
-    /// Gives the slot to whoever stands in line behind this turn: for a policy that would rather wait. Those before it
+    /// Frees the slots without looking for a waiter: for the one who is doing just that.
+    pub(super) fn release_quietly(mut self) {
+        self.held = false;
+        self.backend.give_back(self.cost, None, self.is_trial);
+    }
+
+    /// Gives the slots to whoever stands in line behind this turn: for a policy that would rather wait. Those before it
     /// have been asked, and are asked again at the next event.
     pub fn pass_on(mut self, turn: Turn) {
         self.held = false;
-        self.backend.give_back(self.cost, None);
+        self.backend.give_back(self.cost, None, self.is_trial);
         self.backend.wake_behind(turn);
     }
 }
@@ -45,8 +57,8 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         if self.held {
-            let held_ms = now_ms().saturating_sub(self.since_ms);
-            self.backend.give_back(self.cost, Some(u32::try_from(held_ms).unwrap_or(u32::MAX)));
+            let held_ms = u32::try_from(now_ms().saturating_sub(self.since_ms)).unwrap_or(u32::MAX);
+            self.backend.give_back(self.cost, self.is_whole.then_some(held_ms), self.is_trial);
             self.backend.wake();
         }
     }

@@ -18,10 +18,14 @@ pub const REACH_DOWN: u8 = 2;
 pub struct Live {
     /// Requests it holds and the slots they take, in one number: see [`Held`].
     pub held: AtomicU64,
-    /// The most requests it held at one time since the last report.
+    /// The most requests it held at one time since the present poll began.
     pub most_held: AtomicU32,
-    /// Requests it may hold now; changed by report, learning, return and reload.
+    /// Slots it has; changed by report, learning and reload.
     pub limit: AtomicU32,
+    /// Since when its slots grow back; 0 where they do not.
+    pub growing_since_ms: AtomicU64,
+    /// Its trial is under way.
+    pub on_trial: AtomicBool,
     pub reach: AtomicU8,
     pub draining: AtomicBool,
     /// The engine's last report says that its KV-cache is full.
@@ -56,6 +60,8 @@ impl Live {
             held: AtomicU64::new(0),
             most_held: AtomicU32::new(0),
             limit: AtomicU32::new(super::limit::FIRST),
+            growing_since_ms: AtomicU64::new(0),
+            on_trial: AtomicBool::new(false),
             reach: AtomicU8::new(REACH_UNKNOWN),
             draining: AtomicBool::new(false),
             cache_full: AtomicBool::new(false),

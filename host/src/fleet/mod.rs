@@ -19,5 +19,5 @@ mod state;
 pub use backend::Backend;
 pub use lease::Lease;
 pub use live::UNKNOWN;
-pub use queue::{Queue, Refused, Turn, Wish};
+pub use queue::{Flow, Given, Queue, Refused, Turn, Wish};
 pub use state::State;

@@ -5,9 +5,10 @@
 //! a slot first lowers the count, then looks for waiters; whoever waits first stands in line, then looks
 //! for a slot: with both in sequentially consistent order one of the two sees the other.
 //!
-//! The lock is taken only while somebody waits, never across an await.
+//! The lock is taken only while somebody waits, never across an await. Backends' locks may be taken under it, never it
+//! under theirs.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,9 +16,6 @@ use tokio::sync::oneshot;
 
 use super::backend::Backend;
 use super::lease::Lease;
-
-/// Tenants remembered though none of their requests waits.
-const TENANTS_LIMIT: usize = 1024;
 
 /// One line for the whole fleet. Models share it: a request passes those before it only where they
 /// cannot use the backend that became free.
@@ -32,9 +30,9 @@ pub struct Queue {
     line: Mutex<Line>,
 }
 
-/// A request's turn. Each tenant's requests take rounds of their own, one after another, and a tenant that comes
-/// anew begins in the round that is being served: so tenants alternate, however many requests each has in line
-/// (start-time fair queueing, Goyal et al. 1996). Of one tenant alone it is the order of arrival.
+/// A request's turn. Of each model, each tenant's requests stand in rounds of their own, one after another, and a
+/// tenant that comes anew begins in the round that is being served: so tenants alternate, however many requests
+/// each has in line (start-time fair queueing, Goyal et al. 1996). Of one tenant alone it is the order of arrival.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Turn {
     round: u64,
@@ -49,35 +47,59 @@ struct Line {
     arrivals: u64,
     /// The round that is being served.
     round: u64,
-    /// The next round of each tenant.
-    next_rounds: HashMap<u64, u64>,
 }
 
 #[derive(Debug)]
 struct Waiter {
     turn: Turn,
-    /// The backends that serve its model.
+    flow: Flow,
+    /// The backends that it may go to.
     wants: Arc<[Arc<Backend>]>,
+    /// Those of further tiers too.
+    all: Arc<[Arc<Backend>]>,
     /// Ids of those that already failed it.
     not: Box<[u64]>,
+    may_try: bool,
     cost: u32,
     bytes: u64,
-    give: oneshot::Sender<Lease>,
+    give: oneshot::Sender<Given>,
+}
+
+/// What requests are told apart by in line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Flow {
+    /// Any number that stands for the model.
+    pub model: usize,
+    /// Who asks, as far as that is told apart.
+    pub tenant: u64,
 }
 
 /// What somebody waits for.
 #[derive(Debug, Clone, Copy)]
 pub struct Wish<'a> {
-    /// The backends that serve its model.
+    pub flow: Flow,
+    /// The backends that it may go to.
     pub wants: &'a Arc<[Arc<Backend>]>,
+    /// Those of further tiers too: where failures speak against all that it may go to, these may still be sound.
+    pub all: &'a Arc<[Arc<Backend>]>,
     /// Ids of those that already failed it.
     pub not: &'a [u64],
-    /// Who asks, as far as that is told apart.
-    pub tenant: u64,
+    /// Whether it may be the trial of a backend: another could repeat it.
+    pub may_try: bool,
     /// Slots that it takes.
     pub cost: u32,
     /// Size of its body.
     pub bytes: u64,
+}
+
+/// How the wait of a request ends.
+#[derive(Debug)]
+pub enum Given {
+    Slot(Lease),
+    /// The line is full, and somebody came who has fewer in it.
+    Evicted,
+    /// Every backend that it waits for has left the fleet.
+    Stranded,
 }
 
 impl Waiter {
@@ -88,25 +110,21 @@ impl Waiter {
     /// A slot for it at a backend that it can use. Where failures speak against every one that is up, the evidence is
     /// soft and they stay in use.
     fn claim(&self, backend: &Arc<Backend>) -> Option<Lease> {
-        let mut others = self.wants.iter().filter(|other| other.is_up() && !self.not.contains(&other.id));
-        Backend::claim(backend, self.cost).or_else(|| {
-            others.all(|other| other.is_suspended()).then(|| Backend::claim_suspect(backend, self.cost)).flatten()
-        })
+        if !backend.is_suspended() {
+            return Backend::claim(backend, self.cost);
+        }
+        let nobody_is_sound = || !self.all.iter().any(|other| other.is_sound() && !self.not.contains(&other.id));
+        let trial = if self.may_try { Backend::claim(backend, self.cost) } else { None };
+        trial.or_else(|| nobody_is_sound().then(|| Backend::claim_suspect(backend, self.cost)).flatten())
     }
 }
 
 impl Line {
-    /// The turn of a tenant's next request.
-    fn next_turn(&mut self, tenant: u64) -> Turn {
-        if self.next_rounds.len() > TENANTS_LIMIT + self.waiters.len() {
-            let round = self.round;
-            self.next_rounds.retain(|_, next| *next > round);
-        }
-        let next = self.next_rounds.entry(tenant).or_default();
-        let round = self.round.max(*next);
-        *next = round + 1;
+    /// The turn of a newcomer: the round after its last one in line.
+    fn next_turn(&mut self, flow: Flow) -> Turn {
+        let last = self.waiters.iter().rev().find(|waiter| waiter.flow == flow);
         self.arrivals += 1;
-        Turn { round, arrival: self.arrivals }
+        Turn { round: last.map_or(self.round, |last| last.turn.round + 1).max(self.round), arrival: self.arrivals }
     }
 
     fn insert(&mut self, waiter: Waiter) {
@@ -118,11 +136,17 @@ impl Line {
     fn remove(&mut self, at: usize) -> Option<Waiter> {
         let waiter = self.waiters.remove(at)?;
         self.bytes = self.bytes.saturating_sub(waiter.bytes);
-        if self.waiters.is_empty() {
-            // Nobody is owed anything any more.
-            self.next_rounds.clear();
-        }
         Some(waiter)
+    }
+
+    /// Makes room for somebody whose turn is before that of the last ones: so nobody fills the line for all others.
+    fn evict_for(&mut self, turn: Turn, fits: impl Fn(&Self) -> bool) {
+        while !fits(self) && self.waiters.back().is_some_and(|last| last.turn.round > turn.round) {
+            if let Some(last) = self.remove(self.waiters.len() - 1) {
+                // If its client has just left, it is gone either way.
+                let _ = last.give.send(Given::Evicted);
+            }
+        }
     }
 }
 
@@ -142,6 +166,11 @@ impl Queue {
         self.waiting.load(SeqCst)
     }
 
+    /// How many of a model's requests wait now.
+    pub fn waiting_for(&self, model: usize) -> usize {
+        if self.waiting() == 0 { 0 } else { self.line().waiters.iter().filter(|one| one.flow.model == model).count() }
+    }
+
     /// How many may wait.
     pub fn size(&self) -> usize {
         self.size.load(SeqCst)
@@ -158,17 +187,32 @@ impl Queue {
         if self.waiting() == 0 {
             return Vec::new();
         }
-        let line = self.line();
-        backends.map(|backend| backend.id).filter(|id| line.waiters.iter().any(|waiter| waiter.can_use(*id))).collect()
+        let mut left: Vec<u64> = backends.map(|backend| backend.id).collect();
+        let (line, mut wanted) = (self.line(), Vec::new());
+        for waiter in &line.waiters {
+            if left.is_empty() {
+                break;
+            }
+            wanted.extend(left.extract_if(.., |id| waiter.can_use(*id)));
+        }
+        wanted
+    }
+
+    /// Whether somebody in line could use this backend.
+    pub fn is_wanted(&self, backend: &Backend) -> bool {
+        self.waiting() > 0 && self.line().waiters.iter().any(|waiter| waiter.can_use(backend.id))
     }
 
     /// Lets those go whose every backend has left the fleet: they have to look for others.
     pub fn release_stranded(&self) {
         let mut line = self.line();
-        while let Some(at) =
-            line.waiters.iter().position(|waiter| waiter.wants.iter().all(|wanted| wanted.is_draining()))
-        {
-            line.remove(at);
+        let is_stranded =
+            |waiter: &Waiter| waiter.all.iter().all(|wanted| wanted.is_draining() || waiter.not.contains(&wanted.id));
+        while let Some(at) = line.waiters.iter().position(is_stranded) {
+            if let Some(waiter) = line.remove(at) {
+                // If its client has just left, it is gone either way.
+                let _ = waiter.give.send(Given::Stranded);
+            }
         }
         self.waiting.store(line.waiters.len(), SeqCst);
     }
@@ -179,15 +223,22 @@ impl Queue {
     /// # Errors
     /// [`Refused`] where the line is full, but not for who had a place in it.
     pub fn enter(self: &Arc<Self>, turn: Option<Turn>, wish: Wish<'_>) -> Result<Place, Refused> {
-        let Wish { wants, not, cost, bytes, tenant } = wish;
+        let (size, bytes) = (self.size(), self.bytes.load(SeqCst));
+        let fits = |line: &Line| line.waiters.len() < size && line.bytes + wish.bytes <= bytes;
         let mut line = self.line();
-        let is_full = line.waiters.len() >= self.size() || line.bytes + bytes > self.bytes.load(SeqCst);
-        if is_full && turn.is_none() {
+        let is_new = turn.is_none();
+        let turn = turn.unwrap_or_else(|| line.next_turn(wish.flow));
+        if is_new {
+            line.evict_for(turn, fits);
+        }
+        if is_new && !fits(&line) {
+            self.waiting.store(line.waiters.len(), SeqCst);
             return Err(Refused);
         }
-        let turn = turn.unwrap_or_else(|| line.next_turn(tenant));
+        let Wish { flow, wants, all, not, may_try, cost, bytes } = wish;
+        let (wants, all) = (Arc::clone(wants), Arc::clone(all));
         let (give, given) = oneshot::channel();
-        line.insert(Waiter { turn, wants: Arc::clone(wants), not: not.into(), cost, bytes, give });
+        line.insert(Waiter { turn, flow, wants, all, not: not.into(), may_try, cost, bytes, give });
         self.waiting.store(line.waiters.len(), SeqCst);
         Ok(Place { queue: Arc::clone(self), turn, given })
     }
@@ -207,12 +258,20 @@ impl Queue {
         }
         let mut line = self.line();
         let may_have = |waiter: &Waiter| behind.is_none_or(|turn| waiter.turn > turn) && waiter.can_use(backend.id);
-        while let Some(at) = line.waiters.iter().position(may_have) {
-            let Some(lease) = line.waiters.get(at).and_then(|waiter| waiter.claim(backend)) else { return };
+        let mut from = 0;
+        while let Some(at) = line.waiters.iter().skip(from).position(may_have).map(|at| at + from) {
+            let Some(lease) = line.waiters.get(at).and_then(|waiter| waiter.claim(backend)) else {
+                if !backend.is_suspended() {
+                    return;
+                }
+                // It may not be the trial, or has sounder ones to wait for; others have not.
+                from = at + 1;
+                continue;
+            };
             let Some(waiter) = line.remove(at) else { return };
             line.round = line.round.max(waiter.turn.round);
             self.waiting.store(line.waiters.len(), SeqCst);
-            if let Err(lease) = waiter.give.send(lease) {
+            if let Err(Given::Slot(lease)) = waiter.give.send(Given::Slot(lease)) {
                 // Its client left in this moment. Released without a wake-up: this loop goes on.
                 lease.release_quietly();
             }
@@ -238,14 +297,14 @@ pub struct Place {
     queue: Arc<Queue>,
     /// To come back to it by `Queue::enter`.
     pub turn: Turn,
-    given: oneshot::Receiver<Lease>,
+    given: oneshot::Receiver<Given>,
 }
 
 impl Place {
-    /// Waits for its turn; `None` where all that it waits for has left the fleet. Pending for ever where no slot frees:
-    /// the caller sets the deadline.
-    pub async fn turn(&mut self) -> Option<Lease> {
-        (&mut self.given).await.ok()
+    /// Waits for its turn. Pending for ever where no slot frees: the caller sets the deadline.
+    pub async fn turn(&mut self) -> Given {
+        // Nobody lets go of the other end without a word but where a line is dropped with its fleet.
+        (&mut self.given).await.unwrap_or(Given::Stranded)
     }
 }
 
@@ -260,12 +319,29 @@ mod tests {
     use super::*;
     use crate::fleet::backend::tests::backend_with;
 
+    impl Place {
+        async fn slot(&mut self) -> Lease {
+            match self.turn().await {
+                Given::Slot(lease) => lease,
+                other => panic!("{other:?}"),
+            }
+        }
+
+        fn try_slot(&mut self) -> Option<Lease> {
+            match self.given.try_recv() {
+                Ok(Given::Slot(lease)) => Some(lease),
+                _ => None,
+            }
+        }
+    }
+
     fn wants(backends: &[&Arc<Backend>]) -> Arc<[Arc<Backend>]> {
         backends.iter().map(|backend| Arc::clone(backend)).collect()
     }
 
     fn wish(wants: &Arc<[Arc<Backend>]>) -> Wish<'_> {
-        Wish { wants, not: &[], tenant: 0, cost: 1, bytes: 10 }
+        let flow = Flow { model: 0, tenant: 0 };
+        Wish { flow, wants, all: wants, not: &[], may_try: true, cost: 1, bytes: 10 }
     }
 
     fn enter(queue: &Arc<Queue>, backend: &Arc<Backend>) -> Place {
@@ -286,11 +362,11 @@ mod tests {
         let mut first = enter(&queue, &backend);
         let mut second = enter(&queue, &backend);
         drop(held);
-        let lease = first.turn().await.unwrap();
+        let lease = first.slot().await;
         assert!(Backend::claim(&backend, 1).is_none(), "handed over, never free in between");
         assert_eq!(queue.waiting(), 1);
         drop(lease);
-        second.turn().await.unwrap();
+        second.slot().await;
     }
 
     #[tokio::test]
@@ -304,7 +380,7 @@ mod tests {
         drop(leaves);
         drop(held);
         drop(handed_then_left);
-        stays.turn().await.unwrap();
+        stays.slot().await;
         assert_eq!(queue.waiting(), 0);
         assert_eq!(backend.in_flight(), 0);
     }
@@ -327,14 +403,14 @@ mod tests {
         let mut for_b = enter(&queue, &b);
         assert_eq!(queue.wanted([&a, &b].into_iter()), [a.id, b.id]);
         drop(held_b);
-        for_b.turn().await.unwrap();
+        for_b.slot().await;
     }
 
     #[tokio::test]
     async fn a_slot_that_is_free_when_one_enters_is_taken_at_once() {
         let queue = Queue::new(8, 1024);
         let backend = backend_with(&queue, 1);
-        enter(&queue, &backend).turn().await.unwrap();
+        enter(&queue, &backend).slot().await;
     }
 
     #[tokio::test]
@@ -346,7 +422,7 @@ mod tests {
         let _waits = enter(&queue, &stays);
         gone.drain();
         queue.release_stranded();
-        assert!(stranded.turn().await.is_none());
+        assert!(matches!(stranded.turn().await, Given::Stranded));
         assert_eq!(queue.waiting(), 1);
     }
 
@@ -358,11 +434,11 @@ mod tests {
         let mut first = enter(&queue, &backend);
         let mut second = enter(&queue, &backend);
         for _ in 0..5 {
-            backend.failed("reset", 5);
+            backend.failed("reset", 5, crate::clock::now_ms());
         }
         assert!(backend.is_ejected());
         drop(held);
-        let _both = (first.turn().await.unwrap(), second.turn().await.unwrap());
+        let _both = (first.slot().await, second.slot().await);
     }
 
     #[test]
@@ -383,14 +459,16 @@ mod tests {
         let mut held = Backend::claim(&backend, 1);
         let wanted = wants(&[&backend]);
         let mut places: Vec<_> = [7, 7, 7, 7, 8, 8, 9]
-            .map(|tenant| (tenant, enter_by(&queue, Wish { tenant, ..wish(&wanted) }).unwrap()))
+            .map(|tenant| {
+                (tenant, enter_by(&queue, Wish { flow: Flow { model: 0, tenant }, ..wish(&wanted) }).unwrap())
+            })
             .into_iter()
             .collect();
         let mut served = Vec::new();
         while !places.is_empty() {
             drop(held.take());
             let at =
-                places.iter_mut().position(|(_, place)| place.given.try_recv().map(|lease| held = Some(lease)).is_ok());
+                places.iter_mut().position(|(_, place)| place.try_slot().map(|lease| held = Some(lease)).is_some());
             served.push(places.remove(at.unwrap()).0);
         }
         assert_eq!(served, [7, 8, 9, 7, 8, 7, 7]);
@@ -405,11 +483,47 @@ mod tests {
         let mut large = enter_by(&queue, Wish { cost: 2, ..wish(&wanted) }).unwrap();
         let mut small = enter(&queue, &backend);
         drop(held.next());
-        assert!(small.given.try_recv().is_err(), "the large one is first");
+        assert!(small.try_slot().is_none(), "the large one is first");
         drop(held.next());
-        let lease = large.turn().await.unwrap();
-        assert!(small.given.try_recv().is_err());
+        let lease = large.slot().await;
+        assert!(small.try_slot().is_none());
         drop(lease);
-        small.turn().await.unwrap();
+        small.slot().await;
+    }
+
+    #[tokio::test]
+    async fn nobody_fills_the_line_for_all_others() {
+        let queue = Queue::new(3, 1024);
+        let backend = backend_with(&queue, 1);
+        let held = Backend::claim(&backend, 1);
+        let wanted = wants(&[&backend]);
+        let enter = |tenant| enter_by(&queue, Wish { flow: Flow { model: 0, tenant }, ..wish(&wanted) });
+        let mut greedy = [enter(1).unwrap(), enter(1).unwrap(), enter(1).unwrap()];
+        assert_eq!(enter(1).unwrap_err(), Refused);
+        let mut modest = enter(2).unwrap();
+        assert!(matches!(greedy[2].turn().await, Given::Evicted));
+        assert_eq!(queue.waiting(), 3);
+        assert_eq!(enter(1).unwrap_err(), Refused);
+        drop(held);
+        drop(greedy[0].slot().await);
+        modest.slot().await;
+    }
+
+    #[tokio::test]
+    async fn who_may_not_be_the_trial_leaves_it_to_others() {
+        let queue = Queue::new(8, 1024);
+        let (suspect, sound) = (backend_with(&queue, 1), backend_with(&queue, 1));
+        let _busy = Backend::claim(&sound, 1);
+        for _ in 0..5 {
+            suspect.failed("reset", 5, crate::clock::now_ms());
+        }
+        let both = wants(&[&suspect, &sound]);
+        let mut stores = enter_by(&queue, Wish { may_try: false, ..wish(&both) }).unwrap();
+        let mut repeatable = enter_by(&queue, wish(&both)).unwrap();
+        suspect.wake();
+        assert!(stores.try_slot().is_none() && repeatable.try_slot().is_none(), "it is out of use");
+        let mut no_other = enter_by(&queue, wish(&wants(&[&suspect]))).unwrap();
+        no_other.slot().await;
+        assert!(stores.try_slot().is_none() && repeatable.try_slot().is_none());
     }
 }

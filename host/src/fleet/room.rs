@@ -1,8 +1,15 @@
-//! How many slots an engine's own report leaves to us. Pure.
+//! How many slots an engine's own report leaves to us. Pure: clock and chance are parameters.
 //!
 //! A report can only lower what a backend has; it never raises it. It tells of everybody's requests, ours among them,
 //! so that load from elsewhere (another replica of this proxy, a direct user) takes room from us. Ours that came since
 //! are counted by ourselves: a stale report starts no herd.
+//!
+//! Replicas see each other a report late. So what others leave is given up at once and taken half at a time, or they
+//! would all fill what was free, then all retreat, for ever. The last slot is taken by chance, but by who has none.
+
+/// Closed by others alone for so long, one request may go, where somebody waits: two replicas that would each
+/// fill every slot come to share so. The engine has it in line for a moment at worst.
+const STARVED_MS: u64 = 5_000;
 
 /// What a report says, beside what we know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -10,28 +17,53 @@ pub struct Reported {
     /// Requests in the engine, whoever sent them: at work, and waiting inside it.
     pub running: Option<u32>,
     pub waiting: Option<u32>,
-    /// The most requests of ours at one time since the report before: some engines tell of a moment ago.
+    /// The most requests of ours while it was asked.
     pub ours: u32,
     /// Slots that ours take now.
     pub taken: u32,
+    /// Somebody waits for a slot here.
+    pub is_wanted: bool,
+    /// A coin that was tossed.
+    pub is_heads: bool,
 }
 
-/// The most slots that ours may take until the next report; `None`: the report says nothing against any number.
-///
-/// `slots`: what the backend has, where that is a word of configuration or engine. A learned number is none: it grows
-/// only while it is reached, and the engine's queue tells whether that is too much.
-pub fn ceiling(reported: Reported, slots: Option<u32>, max_waiting: u32) -> Option<u32> {
-    let waiting = reported.waiting.unwrap_or(0);
-    let by_others = slots.zip(reported.running).and_then(|(slots, running)| {
-        let others = running.saturating_add(waiting).saturating_sub(reported.ours);
-        (others > 0).then(|| slots.saturating_sub(others))
-    });
-    // So many of ours must end before the engine has nothing in line; only then is there room for another.
-    let too_many = waiting.saturating_sub(max_waiting);
-    let by_line = (too_many > 0).then(|| reported.taken.saturating_sub(too_many));
-    match (by_others, by_line) {
-        (Some(one), Some(other)) => Some(one.min(other)),
-        (one, other) => one.or(other),
+/// What is left to us until the next report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Share {
+    /// The most slots that ours may take; `None`: the report says nothing against any number.
+    pub ceiling: Option<u32>,
+    /// The report showed nobody but us, and no line.
+    alone: bool,
+    closed_since_ms: Option<u64>,
+}
+
+impl Share {
+    /// After a report. `slots`: what the backend has, where that is a word of configuration or engine. A learned number
+    /// is none: it grows only while it is reached, and the engine's line tells whether that is too much.
+    pub fn after(self, reported: Reported, slots: Option<u32>, max_waiting: u32, now_ms: u64) -> Self {
+        // So many of ours must end before the engine has nothing in line; only then is there room for another.
+        let too_many = reported.waiting.unwrap_or(0).saturating_sub(max_waiting);
+        let by_line = (too_many > 0).then(|| reported.taken.saturating_sub(too_many));
+        let Some((slots, running)) = slots.zip(reported.running) else {
+            return Self { ceiling: by_line, ..Self::default() };
+        };
+        let others = running.saturating_add(reported.waiting.unwrap_or(0)).saturating_sub(reported.ours);
+        let alone = others == 0 && too_many == 0;
+        let (left, before) = (slots.saturating_sub(others), self.ceiling.unwrap_or(slots));
+        let mut ceiling = match left {
+            left if left <= before => left,
+            _ if alone && self.alone => slots,
+            left if left == before + 1 && before > 0 && !reported.is_heads => before,
+            left => before + (left - before).div_ceil(2),
+        };
+        let is_closed = ceiling == 0 && too_many == 0;
+        let closed_since_ms = is_closed.then(|| self.closed_since_ms.unwrap_or(now_ms));
+        let is_starved = closed_since_ms.is_some_and(|since| now_ms.saturating_sub(since) >= STARVED_MS);
+        if is_starved && reported.is_wanted {
+            ceiling = 1;
+        }
+        let ceiling = by_line.map_or(ceiling, |by_line| by_line.min(ceiling));
+        Self { ceiling: (ceiling < slots).then_some(ceiling), alone, closed_since_ms }
     }
 }
 
@@ -40,7 +72,12 @@ mod tests {
     use super::*;
 
     fn at(running: u32, waiting: u32, ours: u32) -> Reported {
-        Reported { running: Some(running), waiting: Some(waiting), ours, taken: ours }
+        Reported { running: Some(running), waiting: Some(waiting), ours, taken: ours, is_wanted: true, is_heads: true }
+    }
+
+    /// The ceiling after the first report.
+    fn ceiling(reported: Reported, slots: Option<u32>, max_waiting: u32) -> Option<u32> {
+        Share::default().after(reported, slots, max_waiting, 0).ceiling
     }
 
     #[test]
@@ -67,9 +104,54 @@ mod tests {
 
     #[test]
     fn what_is_not_reported_says_nothing() {
-        let silent = Reported { running: None, waiting: None, ours: 3, taken: 3 };
+        let silent = Reported { running: None, waiting: None, ..at(0, 0, 3) };
         assert_eq!(ceiling(silent, Some(8), 0), None);
         assert_eq!(ceiling(Reported { waiting: Some(1), ..silent }, Some(8), 0), Some(2));
         assert_eq!(ceiling(Reported { running: Some(9), ..silent }, Some(8), 0), Some(2));
+    }
+
+    #[test]
+    fn what_others_leave_is_taken_half_at_a_time_and_whole_once_they_are_gone() {
+        let mut share = Share::default().after(at(9, 0, 1), Some(8), 0, 0);
+        assert_eq!(share.ceiling, Some(0));
+        let mut next = |running| {
+            share = share.after(at(running, 0, 0), Some(8), 0, 1_000);
+            share.ceiling
+        };
+        assert_eq!([next(2), next(2), next(2), next(5)], [Some(3), Some(5), Some(6), Some(3)]);
+        assert_eq!([next(0), next(0)], [Some(6), None]);
+    }
+
+    /// Two replicas before one engine of so many slots, each with more requests than that: what each takes, a report
+    /// at a time. Requests are short: all that is taken ends before the next report.
+    fn two_replicas(slots: u32, together: bool) -> Vec<(u32, u32)> {
+        let mut shares = [Share::default(); 2];
+        let mut taken = [slots, if together { slots } else { 0 }];
+        let (mut seen, mut coin) = (Vec::new(), fastrand::Rng::with_seed(u64::from(slots)));
+        for second in 1..100 {
+            let all: u32 = taken.iter().sum();
+            let (running, waiting) = (all.min(slots), all.saturating_sub(slots));
+            for (share, taken) in shares.iter_mut().zip(&mut taken) {
+                let reported = Reported { is_heads: coin.bool(), ..at(running, waiting, *taken) };
+                *share = share.after(reported, Some(slots), 0, second * 1_000);
+                // It fills what it may.
+                *taken = share.ceiling.unwrap_or(slots);
+            }
+            seen.push((taken[0], taken[1]));
+        }
+        seen
+    }
+
+    #[test]
+    fn replicas_come_to_share_without_a_line_and_without_a_gap() {
+        for slots in [2, 4, 7, 32] {
+            for together in [true, false] {
+                let seen = two_replicas(slots, together);
+                for (one, other) in &seen[40..] {
+                    assert!(*one > 0 && *other > 0, "{slots} {together}: {seen:?}");
+                    assert_eq!(one + other, slots, "{slots} {together}: {seen:?}");
+                }
+            }
+        }
     }
 }

@@ -55,6 +55,7 @@ fn backend(member: &Member, models: Map<String, Value>) -> Value {
         "reported": reported(backend, known.kv_cache_used),
         "models": models,
         "room": backend.room(),
+        "taken": backend.taken(),
         "weight": member.config.weight,
         "tier": member.config.tier,
         "labels": member.config.labels,

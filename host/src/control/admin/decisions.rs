@@ -14,8 +14,7 @@ use crate::plugin::Decision as Said;
 pub fn decisions(view: &View, query: &str) -> Value {
     let asked = |key: &str| query.split('&').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='));
     let limit = asked("limit").and_then(|limit| limit.parse().ok()).unwrap_or(KEPT);
-    let is_asked_for =
-        |decision: &Decision| asked("request_id").is_none_or(|id| decision.request_id.as_bytes() == id.as_bytes());
+    let is_asked_for = |decision: &Decision| asked("request_id").is_none_or(|id| *decision.request_id == *id);
     let mut all: Vec<Decision> = view.shared.decisions.iter().flat_map(|worker| worker.all()).collect();
     all.sort_by_key(|decision| std::cmp::Reverse(decision.started));
     let shown = all.iter().take(KEPT).filter(|decision| is_asked_for(decision)).take(limit);
@@ -25,7 +24,7 @@ pub fn decisions(view: &View, query: &str) -> Value {
 fn decision(decision: &Decision) -> Value {
     let at = SystemTime::now() - decision.started.elapsed();
     json!({
-        "request_id": String::from_utf8_lossy(decision.request_id.as_bytes()),
+        "request_id": &*decision.request_id,
         "at": humantime::format_rfc3339_millis(at).to_string(),
         "model": &*decision.model,
         "images": decision.images,

@@ -181,7 +181,7 @@ const FAMILIES: &[Family] = &[
     gauge(
         "vision_proxy_fleet_suspect",
         &[],
-        "1 while failures of real traffic speak against every backend that is up, so that they are used all the same; else 0",
+        "1 while failures of real traffic speak against every backend of some model that is up, so that they are used all the same; else 0",
         |all, to| to.number(&[], one_if(all.gauges.is_suspect)),
     ),
     counter("vision_proxy_plugin_calls", &["plugin"], "Calls of the plugins in use", plugin_calls),

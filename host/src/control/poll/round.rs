@@ -25,6 +25,8 @@ pub(super) enum NoAnswer {
     /// No connection: it is not there.
     Gone(String),
     Silent(String),
+    /// It could not be asked, for want of something on this machine: that says nothing of it.
+    Unasked(String),
 }
 
 /// Status and body of an answer, or why there is none.
@@ -65,6 +67,7 @@ impl Asker {
         backend.takes_connections(!matches!(answer, Err(Failure::Connect(ErrorKind::ConnectionRefused))));
         let mut answer = answer.map_err(|failure| match failure {
             Failure::Connect(_) | Failure::ConnectTimeout => NoAnswer::Gone(failure.to_string()),
+            Failure::Local(_) => NoAnswer::Unasked(failure.to_string()),
             _ => NoAnswer::Silent(failure.to_string()),
         })?;
         let whole = async {
@@ -116,7 +119,7 @@ impl<'a> Round<'a> {
             match self.ask(probe.path).await {
                 Ok(answer) if (probe.is)(&answer) => return Ok(probe.engine),
                 Ok(_) => {}
-                Err(gone @ NoAnswer::Gone(_)) => return Err(gone),
+                Err(gone @ (NoAnswer::Gone(_) | NoAnswer::Unasked(_))) => return Err(gone),
                 Err(silent) if at == 0 => return Err(silent),
                 Err(NoAnswer::Silent(_)) => {}
             }

@@ -82,6 +82,8 @@ pub struct Relay {
     /// Given back when the backend has sent its last byte, or with the body.
     pub lease: Option<Lease>,
     pub backend: Arc<Backend>,
+    /// When the lease was claimed.
+    pub since_ms: u64,
     pub last_word: LastWord,
     pub eject_after: u32,
     /// When a stream that succeeds began.
@@ -149,7 +151,7 @@ impl Relay {
             None => self.out.push_back(piece),
         }
         if self.upstream.is_complete() {
-            self.lease = None;
+            self.free_slot();
         }
     }
 
@@ -157,11 +159,19 @@ impl Relay {
     /// the request says nothing of the backend.
     pub fn settle(&mut self) {
         if self.account.status.get() < 400 {
-            self.backend.completed();
+            self.backend.completed(self.since_ms);
         }
-        self.lease = None;
+        self.free_slot();
         self.account.outcome.set("answered");
         self.count_tokens();
+    }
+
+    /// The backend has sent its last byte.
+    fn free_slot(&mut self) {
+        match self.lease.take() {
+            Some(lease) if self.account.status.get() < 400 => lease.end_well(),
+            other => drop(other),
+        }
     }
 
     /// Adds the tokens of a complete answer to the model's.
@@ -184,7 +194,7 @@ impl Relay {
 
     fn interrupted(&mut self, broken: Broken) {
         // Before its slot is free for others.
-        self.backend.failed(&broken.to_string(), self.eject_after);
+        self.backend.failed(&broken.to_string(), self.eject_after, self.since_ms);
         self.say_last_word();
     }
 

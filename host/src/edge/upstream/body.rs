@@ -62,7 +62,7 @@ impl UpstreamBody {
     pub(super) fn begin(
         stream: TcpStream,
         framing: Framing,
-        behind_head: &[u8],
+        behind_head: &Bytes,
         pool: &Rc<Pool>,
         home: Home,
         between_chunks: Duration,
@@ -77,7 +77,22 @@ impl UpstreamBody {
             between_chunks,
             silence: None,
         };
-        body.first = body.take_in(behind_head)?;
+        let progress = match &mut body.framing {
+            Framing::Length(0) => Progress::Done { rest: behind_head.len() },
+            Framing::Length(left) if behind_head.len() as u64 <= *left => {
+                // All of it is payload, and stays where it is.
+                *left -= behind_head.len() as u64;
+                body.first = behind_head.clone();
+                if *left == 0 { Progress::Done { rest: 0 } } else { Progress::More }
+            }
+            framing => {
+                let mut payload = BytesMut::with_capacity(behind_head.len());
+                let progress = framing.decode(behind_head, &mut payload).map_err(|_| Broken::Framing)?;
+                body.first = payload.freeze();
+                progress
+            }
+        };
+        body.at_end(progress);
         Ok(body)
     }
 
@@ -98,33 +113,36 @@ impl UpstreamBody {
             return Poll::Ready(Some(Ok(std::mem::take(&mut self.first))));
         }
         loop {
-            let Some(stream) = &self.stream else { return Poll::Ready(None) };
-            if stream.poll_read_ready(cx).is_pending() {
-                if !self.begun {
-                    // Until the first piece the caller's own deadline counts.
-                    return Poll::Pending;
-                }
-                ready!(self.poll_silence(cx));
-                return Poll::Ready(Some(Err(Broken::Stalled)));
-            }
+            let Some(mut stream) = self.stream.take() else { return Poll::Ready(None) };
             let pool = Rc::clone(&self.pool);
-            let mut scratch = pool.scratch();
-            let piece = match stream.try_read(&mut scratch) {
-                Ok(0) if self.framing.ends_with_close() => {
-                    self.stream = None;
-                    return Poll::Ready(None);
+            let mut payload = BytesMut::new();
+            let read = pool.poll_read(&mut stream, cx, |read| {
+                payload.reserve(read.len());
+                self.framing.decode(read, &mut payload)
+            });
+            let progress = match read {
+                Poll::Pending => {
+                    self.stream = Some(stream);
+                    if !self.begun {
+                        // Until the first piece the caller's own deadline counts.
+                        return Poll::Pending;
+                    }
+                    ready!(self.poll_silence(cx));
+                    return Poll::Ready(Some(Err(Broken::Stalled)));
                 }
-                Ok(0) => Err(Broken::Closed),
-                Ok(read) => self.take_in(scratch.get(..read).unwrap_or_default()),
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
-                Err(_) => Err(Broken::Closed),
+                Poll::Ready(Ok(None)) if self.framing.ends_with_close() => return Poll::Ready(None),
+                Poll::Ready(Ok(None) | Err(_)) => return Poll::Ready(Some(Err(Broken::Closed))),
+                Poll::Ready(Ok(Some(progress))) => progress,
             };
-            match piece {
-                Ok(piece) if piece.is_empty() => {}
-                other => {
-                    self.begun = true;
-                    return Poll::Ready(Some(other));
-                }
+            if let Some(silence) = &mut self.silence {
+                silence.last = Instant::now();
+            }
+            let Ok(progress) = progress else { return Poll::Ready(Some(Err(Broken::Framing))) };
+            self.stream = Some(stream);
+            self.at_end(progress);
+            if !payload.is_empty() {
+                self.begun = true;
+                return Poll::Ready(Some(Ok(payload.freeze())));
             }
         }
     }
@@ -134,17 +152,8 @@ impl UpstreamBody {
         std::future::poll_fn(|cx| self.poll_piece(cx)).await
     }
 
-    /// Decodes what was read; at the end gives the connection back.
-    fn take_in(&mut self, read: &[u8]) -> Result<Bytes, Broken> {
-        if let Some(silence) = &mut self.silence {
-            silence.last = Instant::now();
-        }
-        let mut payload = BytesMut::with_capacity(read.len());
-        let progress = if matches!(self.framing, Framing::Length(0)) {
-            Progress::Done { rest: read.len() }
-        } else {
-            self.framing.decode(read, &mut payload).map_err(|_| Broken::Framing)?
-        };
+    /// At the end of the body gives the connection back.
+    fn at_end(&mut self, progress: Progress) {
         if let Progress::Done { rest } = progress
             && let Some(stream) = self.stream.take()
             && self.home.reusable
@@ -152,7 +161,6 @@ impl UpstreamBody {
         {
             self.pool.put(self.home.backend, stream, self.home.advertised);
         }
-        Ok(payload.freeze())
     }
 
     /// Ready when nothing came for too long.

@@ -2,8 +2,12 @@
 
 use std::cell::{RefCell, RefMut};
 use std::collections::HashMap;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -75,6 +79,30 @@ impl Pool {
     /// The shared read buffer. Never held across an await.
     pub(super) fn scratch(&self) -> RefMut<'_, Box<[u8]>> {
         self.scratch.borrow_mut()
+    }
+
+    /// Waits for something to read and hands it to `take`; `None` at the end of the stream.
+    pub(super) async fn read<T>(
+        &self,
+        stream: &mut TcpStream,
+        mut take: impl FnMut(&[u8]) -> T,
+    ) -> std::io::Result<Option<T>> {
+        poll_fn(|cx| self.poll_read(stream, cx, &mut take)).await
+    }
+
+    /// The same as a poll. By `poll_read` and not `try_read`, which after a read that filled no buffer would have to ask
+    /// the kernel once more to learn that there is nothing.
+    pub(super) fn poll_read<T>(
+        &self,
+        stream: &mut TcpStream,
+        cx: &mut Context<'_>,
+        take: impl FnOnce(&[u8]) -> T,
+    ) -> Poll<std::io::Result<Option<T>>> {
+        let mut scratch = self.scratch();
+        let mut buffer = ReadBuf::new(&mut scratch);
+        ready!(Pin::new(stream).poll_read(cx, &mut buffer))?;
+        let read = buffer.filled();
+        Poll::Ready(Ok((!read.is_empty()).then(|| take(read))))
     }
 }
 

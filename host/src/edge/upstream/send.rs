@@ -1,10 +1,11 @@
 //! One attempt: a request over one connection, up to the head of its answer.
 
 use std::io::{self, ErrorKind, IoSlice};
+use std::mem::MaybeUninit;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -75,7 +76,7 @@ pub async fn send(
     let (id, url) = backend;
     let idle = if fresh { None } else { pool.take(id) };
     let (kept, idle) = idle.unzip();
-    let stream = match kept {
+    let mut stream = match kept {
         Some(stream) => stream,
         None => timeout(timeouts.connect, pool::connect(url))
             .await
@@ -83,8 +84,8 @@ pub async fn send(
             .map_err(unconnected)?,
     };
     let unanswered = |_| Failure::Unanswered { idle };
-    let written = write(&stream, &head(request, url), request.body, pool).await.map_err(unanswered)?;
-    let head = read_head(&stream, pool, written.answered, idle).await?;
+    let written = write(&mut stream, &head(request, url), request.body, pool).await.map_err(unanswered)?;
+    let head = read_head(&mut stream, pool, written.answered, idle).await?;
     head.into_answer(stream, pool, id, written.whole, timeouts.between_chunks, request.method)
 }
 
@@ -99,8 +100,8 @@ fn unconnected(error: io::Error) -> Failure {
 }
 
 /// The request line and the fields.
-fn head(request: &Outgoing<'_>, url: &BackendUrl) -> Bytes {
-    let mut out = BytesMut::with_capacity(1024);
+fn head(request: &Outgoing<'_>, url: &BackendUrl) -> Vec<u8> {
+    let mut out = Vec::with_capacity(1024);
     for part in
         [request.method.as_str(), " ", &url.prefix, request.target, " HTTP/1.1\r\nhost: ", &url.authority(), "\r\n"]
     {
@@ -116,7 +117,7 @@ fn head(request: &Outgoing<'_>, url: &BackendUrl) -> Bytes {
         out.extend_from_slice(format!("content-length: {length}\r\n").as_bytes());
     }
     out.extend_from_slice(b"\r\n");
-    out.freeze()
+    out
 }
 
 /// How far writing came.
@@ -129,14 +130,12 @@ struct Written {
 
 /// Writes head and body. A backend may answer before it has read everything (413, 401): then the rest
 /// is not sent, for nobody reads it.
-async fn write(stream: &TcpStream, head: &Bytes, body: &[Bytes], pool: &Pool) -> io::Result<Written> {
-    let mut pieces = Vec::with_capacity(1 + body.len());
-    pieces.push(head.clone());
-    pieces.extend(body.iter().filter(|piece| !piece.is_empty()).cloned());
-    let (mut done, mut answered) = (0, Vec::new());
-    while let Some(left) = pieces.get_mut(done..).filter(|left| !left.is_empty()) {
-        match try_write(stream, left) {
-            Ok(written) => done += advance(left, written),
+async fn write(stream: &mut TcpStream, head: &[u8], body: &[Bytes], pool: &Pool) -> io::Result<Written> {
+    let mut left = Left { head, body, done: 0 };
+    let mut answered = Vec::new();
+    while !left.is_empty() {
+        match left.write(stream) {
+            Ok(written) => left.advance(written),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 if stream.ready(Interest::READABLE | Interest::WRITABLE).await?.is_readable() {
                     answered.extend(read_early(stream, pool)?.unwrap_or_default());
@@ -167,12 +166,48 @@ fn is_final(answered: &mut Vec<u8>) -> bool {
     }
 }
 
-fn try_write(stream: &TcpStream, pieces: &[Bytes]) -> io::Result<usize> {
-    let mut slices = [IoSlice::new(&[]); SLICES];
-    for (slice, piece) in slices.iter_mut().zip(pieces) {
-        *slice = IoSlice::new(piece);
+/// What is still to be written.
+struct Left<'a> {
+    head: &'a [u8],
+    body: &'a [Bytes],
+    /// Bytes of the first piece of the body that are out already.
+    done: usize,
+}
+
+impl Left<'_> {
+    fn is_empty(&self) -> bool {
+        self.head.is_empty() && self.body.is_empty()
     }
-    stream.try_write_vectored(slices.get(..pieces.len().min(SLICES)).unwrap_or_default())
+
+    fn write(&self, stream: &TcpStream) -> io::Result<usize> {
+        let mut slices = [IoSlice::new(&[]); SLICES];
+        let first = self.body.first().map(|piece| piece.get(self.done..).unwrap_or_default());
+        let others = self.body.iter().skip(1).map(|piece| &**piece);
+        let pieces = std::iter::once(self.head).chain(first).chain(others).filter(|piece| !piece.is_empty());
+        let mut count = 0;
+        for (slice, piece) in slices.iter_mut().zip(pieces) {
+            *slice = IoSlice::new(piece);
+            count += 1;
+        }
+        match slices.get(..count) {
+            Some([only]) => stream.try_write(only),
+            several => stream.try_write_vectored(several.unwrap_or_default()),
+        }
+    }
+
+    /// Takes what was written off the front.
+    fn advance(&mut self, written: usize) {
+        let of_head = written.min(self.head.len());
+        self.head = self.head.get(of_head..).unwrap_or_default();
+        self.done += written - of_head;
+        while let Some((first, rest)) = self.body.split_first().filter(|(first, _)| self.done >= first.len()) {
+            if !self.head.is_empty() {
+                break;
+            }
+            self.done -= first.len();
+            self.body = rest;
+        }
+    }
 }
 
 /// What a backend says while it is still being written to.
@@ -186,22 +221,13 @@ fn read_early(stream: &TcpStream, pool: &Pool) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
-/// Takes what was written off the front; says how many pieces are done with.
-fn advance(pieces: &mut [Bytes], mut written: usize) -> usize {
-    let mut done = 0;
-    for piece in pieces {
-        if written < piece.len() {
-            bytes::Buf::advance(piece, written);
-            break;
-        }
-        written -= piece.len();
-        done += 1;
-    }
-    done
-}
-
 /// Reads up to the end of the final head; `begun` is what an early answer brought already.
-async fn read_head(stream: &TcpStream, pool: &Pool, begun: Vec<u8>, idle: Option<Duration>) -> Result<Head, Failure> {
+async fn read_head(
+    stream: &mut TcpStream,
+    pool: &Pool,
+    begun: Vec<u8>,
+    idle: Option<Duration>,
+) -> Result<Head, Failure> {
     let mut partial = begun;
     let mut interim = 0;
     loop {
@@ -216,15 +242,22 @@ async fn read_head(stream: &TcpStream, pool: &Pool, begun: Vec<u8>, idle: Option
             Parsed::Partial if partial.len() > HEAD_LIMIT => return Err(Failure::Invalid("head too large")),
             Parsed::Partial => {}
         }
-        let ended =
-            || if partial.is_empty() { Failure::Unanswered { idle } } else { Failure::Invalid("head cut short") };
-        stream.readable().await.map_err(|_| ended())?;
-        let mut scratch = pool.scratch();
-        match stream.try_read(&mut scratch) {
-            Ok(0) => return Err(ended()),
-            Ok(read) => partial.extend_from_slice(scratch.get(..read).unwrap_or_default()),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            Err(_) => return Err(ended()),
+        let is_first = partial.is_empty();
+        let ended = || if is_first { Failure::Unanswered { idle } } else { Failure::Invalid("head cut short") };
+        let read = pool.read(stream, |read| {
+            // Mostly all of it comes at once: then it is parsed where it was read to.
+            match Head::parse(read) {
+                Ok(Parsed::Final(head)) if is_first => Some(head),
+                _ => {
+                    partial.extend_from_slice(read);
+                    None
+                }
+            }
+        });
+        match read.await {
+            Ok(None) | Err(_) => return Err(ended()),
+            Ok(Some(Some(head))) => return Ok(head),
+            Ok(Some(None)) => {}
         }
     }
 }
@@ -249,9 +282,10 @@ impl Head {
         if read.is_empty() {
             return Ok(Parsed::Partial);
         }
-        let mut fields = [httparse::EMPTY_HEADER; FIELD_LIMIT];
-        let mut response = httparse::Response::new(&mut fields);
-        let length = match response.parse(read) {
+        let mut fields = [const { MaybeUninit::uninit() }; FIELD_LIMIT];
+        let mut response = httparse::Response::new(&mut []);
+        let parser = httparse::ParserConfig::default();
+        let length = match parser.parse_response_with_uninit_headers(&mut response, read, &mut fields) {
             Ok(httparse::Status::Complete(length)) => length,
             Ok(httparse::Status::Partial) => return Ok(Parsed::Partial),
             Err(_) => return Err(Failure::Invalid("malformed head")),
@@ -394,9 +428,18 @@ mod tests {
 
     #[test]
     fn written_bytes_come_off_the_front() {
-        let mut pieces = [Bytes::from("abc"), Bytes::from("de"), Bytes::from("f")];
-        assert_eq!(advance(&mut pieces, 4), 1);
-        assert_eq!(pieces[1], "e");
-        assert_eq!(advance(&mut pieces[1..], 2), 2);
+        let body = [Bytes::from("abc"), Bytes::new(), Bytes::from("de"), Bytes::from("f")];
+        let whole = b"headabcdef";
+        for first in 0..=whole.len() {
+            for second in 0..=whole.len() - first {
+                let mut left = Left { head: b"head", body: &body, done: 0 };
+                left.advance(first);
+                left.advance(second);
+                let rest = left.body.iter().flat_map(|piece| piece.iter()).skip(left.done);
+                let rest: Vec<u8> = left.head.iter().chain(rest).copied().collect();
+                assert_eq!(rest, whole[first + second..], "{first} {second}");
+                assert_eq!(left.is_empty(), rest.is_empty());
+            }
+        }
     }
 }

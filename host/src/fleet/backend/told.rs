@@ -11,10 +11,10 @@ use crate::config::{Capacity, Engine};
 use crate::fleet::engine::Report;
 use crate::fleet::known::Known;
 use crate::fleet::live::{Held, REACH_DOWN, REACH_UP, UNKNOWN, move_average, moved};
-use crate::fleet::room::{self, Reported};
+use crate::fleet::room::Reported;
 
-/// After a return, slots grow from one to all of them over this time.
-const GROW_BACK_MS: u64 = 10_000;
+/// Requests refused together are one sign that the learned limit is too high: it is lowered once in this time.
+const LOWER_EVERY_MS: u64 = 1_000;
 /// A failed attempt counts as an answer that took so long, in the average of first tokens.
 const FAILED_AS_US: u32 = 10_000_000;
 
@@ -37,6 +37,8 @@ impl Backend {
 
     /// A good poll: it is up, and this is what it says of itself. Wakes whoever waits for it.
     pub fn reported_in(self: &Arc<Self>, report: &Report, limits: &Capacity) {
+        // Before the lock: who looks for a slot holds that of the line, and asks for ours.
+        let is_wanted = self.queue.is_wanted(self);
         let mut known = self.known();
         let before = self.live.reach.load(SeqCst);
         let returned = before == REACH_DOWN;
@@ -53,22 +55,21 @@ impl Backend {
         // One answer missed is no news: the limit it last said stands.
         known.reported_slots = report.limit.filter(|limit| *limit > 0).or(known.reported_slots);
         if report.waiting.is_some_and(|waiting| waiting > limits.max_waiting) {
-            known.learned = known.learned.pushed_back(self.in_flight());
+            self.lower(&mut known);
         }
         known.window.note(now_ms(), self.attempts());
         known.kv_cache_used = report.kv_cache_used;
         if returned {
-            known.returned_ms = Some(now_ms());
+            self.live.growing_since_ms.store(now_ms().max(1), SeqCst);
         }
         self.set_limit(&known);
-        let told_slots = known.told_slots();
+        self.store_report(report, limits, &mut known, is_wanted);
         drop(known);
-        self.store_report(report, limits, told_slots);
         self.live.reach.store(REACH_UP, SeqCst);
         self.wake();
     }
 
-    fn store_report(&self, report: &Report, limits: &Capacity, told_slots: Option<u32>) {
+    fn store_report(&self, report: &Report, limits: &Capacity, known: &mut Known, is_wanted: bool) {
         let permille = |used: f64| (used * 1000.0) as u32;
         self.live.running.store(report.running.unwrap_or(UNKNOWN), Relaxed);
         self.live.waiting.store(report.waiting.unwrap_or(UNKNOWN), Relaxed);
@@ -78,10 +79,23 @@ impl Backend {
         let full = report.kv_cache_used.is_some_and(|used| used > limits.max_kv_cache);
         self.live.cache_full.store(full, SeqCst);
         let held = Held::of(self.live.held.load(SeqCst));
-        let ours = self.live.most_held.swap(held.requests, Relaxed).max(held.requests);
-        let reported = Reported { running: report.running, waiting: report.waiting, ours, taken: held.slots };
-        let ceiling = room::ceiling(reported, told_slots, limits.max_waiting);
-        self.live.ceiling.store(ceiling.unwrap_or(UNKNOWN), SeqCst);
+        let ours = self.live.most_held.load(Relaxed).max(held.requests);
+        let reported = Reported {
+            // What may be of a moment ago cannot be set against what we hold now.
+            running: report.running.filter(|_| !report.load_may_be_old),
+            waiting: report.waiting,
+            ours,
+            taken: held.slots,
+            is_wanted,
+            is_heads: fastrand::bool(),
+        };
+        known.share = known.share.after(reported, known.told_slots(), limits.max_waiting, now_ms());
+        self.live.ceiling.store(known.share.ceiling.unwrap_or(UNKNOWN), SeqCst);
+    }
+
+    /// A poll begins: from now on it is noted how many requests it holds at the most.
+    pub fn asking(&self) {
+        self.live.most_held.store(self.in_flight(), Relaxed);
     }
 
     /// The report is too old to be believed: the own count decides.
@@ -126,8 +140,17 @@ impl Backend {
     pub fn pushed_back(&self, pause: Duration) {
         self.live.busy_until_ms.fetch_max(now_ms() + crate::clock::millis(pause), SeqCst);
         let mut known = self.known();
-        known.learned = known.learned.pushed_back(self.in_flight());
+        self.lower(&mut known);
         self.set_limit(&known);
+    }
+
+    /// It takes fewer than it holds now. Where it holds none of ours, others are to blame.
+    fn lower(&self, known: &mut Known) {
+        let (in_flight, now) = (self.in_flight(), now_ms());
+        if in_flight > 0 && now.saturating_sub(known.lowered_ms) >= LOWER_EVERY_MS {
+            known.learned = known.learned.pushed_back(in_flight);
+            known.lowered_ms = now;
+        }
     }
 
     /// The first byte of an answer came after `first_byte`; of a stream, where `is_stream`.
@@ -146,8 +169,8 @@ impl Backend {
         }
     }
 
-    /// A good answer came to its end: whatever failed before is forgotten.
-    pub fn completed(self: &Arc<Self>) {
+    /// A good answer came to its end: whatever failed before is forgotten. `since_ms`: when its request was sent.
+    pub fn completed(self: &Arc<Self>, since_ms: u64) {
         if self.live.errors_permille.load(Relaxed) > 0 {
             move_average(&self.live.errors_permille, 0);
         }
@@ -155,12 +178,17 @@ impl Backend {
             return;
         }
         let mut known = self.known();
+        if known.ejected_ms.is_some_and(|at| since_ms < at) {
+            // It was on its way before the backend was put out of use: no trial.
+            return;
+        }
         known.health = known.health.answered();
         self.live.suspect.store(false, Relaxed);
         if self.live.ejected.swap(false, SeqCst) {
             known.window.begin_anew(now_ms(), self.attempts());
-            known.returned_ms = Some(now_ms());
+            known.ejected_ms = None;
             known.last_error = None;
+            self.live.growing_since_ms.store(now_ms().max(1), SeqCst);
             tracing::info!(backend = %self.name, "trial passed: in use again");
         }
         self.set_limit(&known);
@@ -168,8 +196,8 @@ impl Backend {
         self.wake();
     }
 
-    /// Real traffic failed on it.
-    pub fn failed(&self, why: &str, eject_after: u32) {
+    /// Real traffic failed on it, by a request sent at `since_ms`.
+    pub fn failed(&self, why: &str, eject_after: u32, since_ms: u64) {
         move_average(&self.live.errors_permille, 1000);
         self.live.failed_at_ms.store(now_ms(), Relaxed);
         self.live.suspect.store(true, Relaxed);
@@ -181,22 +209,20 @@ impl Backend {
         known.window.note(now_ms(), self.attempts());
         // Too many, though never so many in a row: the last straw.
         let eject_after = if known.window.is_outlier(self.attempts()) { 1 } else { eject_after };
-        known.health = known.health.failed(eject_after, now_ms(), fastrand::f64());
-        if known.health.is_ejected(now_ms()) && !self.live.ejected.swap(true, SeqCst) {
-            tracing::warn!(backend = %self.name, "out of use after repeated failures: {why}");
+        if known.ejected_ms.is_none_or(|at| since_ms >= at) {
+            known.health = known.health.failed(eject_after, now_ms(), fastrand::f64());
+            if known.health.is_ejected(now_ms()) {
+                known.ejected_ms = Some(now_ms());
+                if !self.live.ejected.swap(true, SeqCst) {
+                    tracing::warn!(backend = %self.name, "out of use after repeated failures: {why}");
+                }
+            }
         }
-        self.set_limit(&known);
         drop(known);
         self.poll_now.notify_one();
     }
 
-    /// The limit of this moment: the slots it has, fewer while they grow back.
     fn set_limit(&self, known: &Known) {
-        let (slots, _) = known.slots();
-        let grown = match known.returned_ms.map(|at| now_ms().saturating_sub(at)) {
-            Some(age) if age < GROW_BACK_MS => (u64::from(slots) * age / GROW_BACK_MS) as u32,
-            _ => slots,
-        };
-        self.live.limit.store(grown.max(1), SeqCst);
+        self.live.limit.store(known.slots().0.max(1), SeqCst);
     }
 }

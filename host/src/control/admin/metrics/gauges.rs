@@ -7,10 +7,10 @@ use std::time::SystemTime;
 
 use super::super::View;
 use crate::control::status::Tally;
-use crate::edge::Member;
+use crate::edge::{Member, Snapshot};
 use crate::fleet::{Backend, State, UNKNOWN};
 use crate::metrics::HistogramTotal;
-use crate::plugin::{Timing, Version};
+use crate::plugin::{Route, Timing, Version};
 
 /// All of it, as of one moment.
 #[derive(Debug)]
@@ -57,7 +57,7 @@ impl Gauges {
         let reloads = view.status.reloads().clone();
         Self {
             backends: shown(&snapshot.fleet, &retired).map(BackendGauges::of).collect(),
-            is_suspect: is_suspect(snapshot.fleet.iter().map(|member| &*member.backend)),
+            is_suspect: is_suspect(&snapshot),
             queue_waiting: shared.queue.waiting(),
             queue_size: shared.queue.size(),
             client_connections: shared.connections.iter().map(|connections| connections.load(Relaxed)).sum(),
@@ -81,10 +81,14 @@ fn shown<'a>(fleet: &'a [Member], retired: &'a [Member]) -> impl Iterator<Item =
     fleet.iter().chain(gone.map(|(_, member)| member)).map(|member| &*member.backend)
 }
 
-/// Whether failures of real traffic speak against every backend that is up, and there is one.
-fn is_suspect<'a>(fleet: impl Iterator<Item = &'a Backend>) -> bool {
-    let mut up = fleet.filter(|backend| backend.is_up()).peekable();
-    up.peek().is_some() && up.all(Backend::is_suspended)
+/// Whether there is a model of which every backend that is up is out of use by failures of real traffic.
+fn is_suspect(snapshot: &Snapshot) -> bool {
+    let is_suspect = |routes: &Vec<Route>| {
+        let backends = routes.iter().filter_map(|route| snapshot.fleet.get(route.backend as usize));
+        let mut up = backends.map(|member| &member.backend).filter(|backend| backend.is_up()).peekable();
+        up.peek().is_some() && up.all(|backend| backend.is_suspended())
+    };
+    snapshot.routes.values().any(is_suspect)
 }
 
 impl BackendGauges {
