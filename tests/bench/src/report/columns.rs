@@ -88,8 +88,9 @@ pub const CELLS: &[Cell] = &[
         "Resident memory",
         &[
             shown("idle_mb", "idle MB"),
-            compared("kb_per_stream_few", "kB a stream, 1,000 open"),
-            compared("kb_per_stream_many", "kB a stream, 9,000 open"),
+            shown("few_mb", "MB, 1,000 streams"),
+            shown("many_mb", "MB, 9,000 streams"),
+            compared("kb_per_stream", "kB a stream between them"),
         ],
     ),
     own("backends", "Small chats, by the number of backends", CHAT, &["3 backends"]),

@@ -98,7 +98,7 @@ fn remarks(lines: &[Line]) -> impl Iterator<Item = String> {
         }
         Line::Measurement(one) if one.problem.is_empty() => Vec::new(),
         Line::Measurement(one) => {
-            vec![format!("{}, {}, round {}: {}", one.cell, one.subject, one.round, one.problem)]
+            vec![format!("{}, {}, round {}: {}", one.cell, one.subject, one.round, one.problem.replace('\n', " "))]
         }
     })
 }

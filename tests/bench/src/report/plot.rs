@@ -14,7 +14,7 @@ const GROUPS: [(&str, &str, bool, &str); 9] = [
     ("streams-100", "cpu_us_per_event", true, "100 paced streams: CPU a chunk (inverse)"),
     ("streams-1000", "cpu_us_per_event", true, "1,000 paced streams: CPU a chunk (inverse)"),
     ("connections", "requests_per_s", false, "new connections/s"),
-    ("memory", "kb_per_stream_many", true, "9,000 open streams: memory (inverse)"),
+    ("memory", "kb_per_stream", true, "9,000 open streams: memory (inverse)"),
 ];
 const BARS: [(&str, &str); 4] =
     [("nginx", "#9aa5b1"), ("haproxy", "#6b8fb8"), ("hyper", "#c9a45c"), ("vision-proxy", "#d1495b")];

@@ -22,6 +22,9 @@ const ENOUGH: u64 = 20;
 /// What the load generator may take longer than it was told.
 const GRACE: Duration = Duration::from_secs(15);
 
+/// Streams whose memory is read: the first are held while the others open.
+const HELD: Duration = Duration::from_secs(12);
+
 /// Values, and what went wrong besides.
 pub type Outcome = (Values, String);
 
@@ -120,7 +123,7 @@ fn summed(all: &[Measured], connections: usize, kind: Kind) -> Outcome {
         put("p99_us", most(|one| one.answers.p99));
     }
     let failures = all.iter().flat_map(|one| &one.failures);
-    put("failures", failures.clone().map(|(_, count)| *count as f64).sum());
+    put("failures", failures.clone().map(|(_, count)| *count).sum::<u64>() as f64);
     let mut problems: Vec<_> = failures.map(|(what, count)| format!("{count} × {what}")).collect();
     let open: usize = all.iter().map(|one| one.open_streams).sum();
     if matches!(kind, Kind::Streams { opens_first: true, .. }) && open < connections {
@@ -167,29 +170,49 @@ impl Clocks {
     }
 }
 
-/// Each number of streams has a fresh proxy: what another number left behind is not counted.
+/// Streams upon streams: what one takes is what the later ones added, when everything that is made once is made.
 async fn memory(setting: &Setting, subject: &Subject, streams: [usize; 2], pace_us: u64) -> anyhow::Result<Outcome> {
-    let mut values = Values::new();
-    let mut problems = Vec::new();
-    for (streams, name) in streams.into_iter().zip(["kb_per_stream_few", "kb_per_stream_many"]) {
-        let session = Session::start(setting, subject).await?;
+    let session = Session::start(setting, subject).await?;
+    let outcome = held(setting, subject, &session, streams, pace_us).await;
+    session.stop().await;
+    outcome
+}
+
+async fn held(
+    setting: &Setting,
+    subject: &Subject,
+    session: &Session,
+    [few, many]: [usize; 2],
+    pace_us: u64,
+) -> anyhow::Result<Outcome> {
+    let many = many.min(setting.most_streams);
+    let kind = Kind::Streams { events: u64::MAX, pace_us, opens_first: true };
+    let resident = async || {
         sleep(SETTLE).await;
-        let idle = proc::resident_kb(&session.proxy_pids());
-        let streams = streams.min(setting.most_streams);
-        let kind = Kind::Streams { events: u64::MAX, pace_us, opens_first: true };
+        proc::resident_kb(&session.proxy_pids())
+    };
+    let idle = resident().await;
+    let mut kb = Vec::new();
+    let mut loads = Vec::new();
+    for (number, streams) in [few, many.saturating_sub(few)].into_iter().enumerate() {
         let mut plan = session.plan(streams, kind);
-        plan.seconds = SETTLE.as_secs_f64();
-        let mut load = begin(&plan, &setting.cores_of(subject).load, &session.folder, 0).await?;
-        let measured = result(&mut load, plan.seconds).await?;
-        let held = proc::resident_kb(&session.proxy_pids());
-        values.insert("idle_mb".into(), idle / 1024.0);
-        values.insert(name.into(), (held - idle) / measured.open_streams.max(1) as f64);
-        problems.extend(measured.failures.iter().map(|(what, count)| format!("{count} × {what}")));
-        if measured.open_streams < streams {
-            problems.push(format!("only {} of {streams} streams opened", measured.open_streams));
-        }
-        load.stop().await;
-        session.stop().await;
+        // Held until both memories are read.
+        plan.seconds = HELD.as_secs_f64();
+        loads.push(begin(&plan, &setting.cores_of(subject).load, &session.folder, number).await?);
+        kb.push(resident().await);
     }
-    Ok((values, problems.join(", ")))
+    let mut open = 0;
+    let mut problems = Vec::new();
+    for load in &mut loads {
+        let measured = result(load, HELD.as_secs_f64()).await?;
+        open += measured.open_streams;
+        problems.extend(measured.failures.iter().map(|(what, count)| format!("{count} × {what}")));
+    }
+    if open < many {
+        problems.push(format!("only {open} of {many} streams opened"));
+    }
+    let per_stream = (kb[1] - kb[0]) / open.saturating_sub(few).max(1) as f64;
+    let values = [("idle_mb", idle / 1024.0), ("few_mb", kb[0] / 1024.0), ("many_mb", kb[1] / 1024.0)];
+    let values = values.into_iter().chain([("kb_per_stream", per_stream)]);
+    Ok((values.map(|(name, value)| (name.to_owned(), value)).collect(), problems.join(", ")))
 }
