@@ -100,7 +100,11 @@ fn fleets(chat: Work, is_quick: bool) -> Cell {
     let sizes: &[usize] = if is_quick { &[3, 10, 100] } else { &[3, 1, 10, 100, 1_000] };
     let of_size = |backends: &usize| Subject {
         backends: *backends,
-        ..Subject::of(format!("{backends} backends"), Peer::VisionProxy, chat)
+        ..Subject::of(
+            if *backends == 1 { "1 backend".into() } else { format!("{backends} backends") },
+            Peer::VisionProxy,
+            chat,
+        )
     };
     let about = "small chats, by the number of backends";
     Cell { name: "backends", about, subjects: sizes.iter().map(of_size).collect() }

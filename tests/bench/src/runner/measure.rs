@@ -23,7 +23,7 @@ const ENOUGH: u64 = 20;
 const GRACE: Duration = Duration::from_secs(15);
 
 /// Streams whose memory is read: the first are held while the others open.
-const HELD: Duration = Duration::from_secs(12);
+const HELD: Duration = Duration::from_secs(15);
 
 /// Values, and what went wrong besides.
 pub type Outcome = (Values, String);

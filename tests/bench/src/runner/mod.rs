@@ -1,5 +1,6 @@
-//! `run`: every cell, every subject of it, round after round: A B C A B C. Subjects of a cell follow each other closely,
-//! so that a machine that is slow for a minute is slow for all of them; what is compared are ratios within a round.
+//! `run`: every cell, every subject of it, round after round: A B C A B C. Subjects of a cell follow each other
+//! closely, so that a machine that is slow for a minute is slow for all of them; what is compared are ratios within a
+//! round.
 
 mod cells;
 mod change;
