@@ -1,7 +1,8 @@
 # Everything from a fresh checkout on a machine with a Rust toolchain. `make` alone lists the targets.
-.PHONY: help setup build demo test test-engines lint doc clean
+.PHONY: help setup build demo test test-engines bench bench-report lint doc clean
 
 example := --manifest-path examples/plugin-my-policy/Cargo.toml --target-dir target/example
+bench := --locked --release --quiet --manifest-path tests/bench/Cargo.toml
 plugins := --package vision-proxy-sdk --package round-robin --package least-busy --package model-map
 
 help: ## show this list
@@ -33,10 +34,17 @@ test-engines: setup ## install vLLM for CPUs (2.6 GB) and run the tests before i
 	@tests/engines/vllm/install .cache/engines/vllm
 	cargo test --locked --package vision-proxy --test engines -- --nocapture --test-threads=1
 
+bench: build ## compare with other proxies, such as BENCH="--quick" (tests/bench/README.md)
+	cargo run $(bench) -- run $(BENCH)
+
+bench-report: ## write target/bench/report.md and report.svg from the results of `make bench`
+	cargo run $(bench) -- report
+
 # The plugins are linted twice: natively, and as what they are for.
 lint: setup ## check format and lints
 	cargo fmt --all --check
 	cargo fmt --check --manifest-path examples/plugin-my-policy/Cargo.toml
+	cargo fmt --check --manifest-path tests/bench/Cargo.toml
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo clippy --locked --package vision-proxy --test engines -- -D warnings
 	cargo clippy --locked --target wasm32-wasip2 $(plugins) -- -D warnings
@@ -47,4 +55,4 @@ doc: setup ## build the documentation of the crates
 
 clean: ## remove what was built, and the clients that the tests installed
 	cargo clean
-	rm -rf .cache
+	rm -rf .cache tests/bench/target
