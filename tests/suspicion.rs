@@ -24,7 +24,7 @@ async fn failing_too_often_ejects_though_never_often_in_a_row() {
     };
     eventually("a is out of use", ejected).await;
     assert!(a.request_count() >= 20, "too few to tell: {}", a.request_count());
-    assert!(proxy.output().contains("out of use after repeated failures"));
+    eventually("the log says so", async || proxy.output().contains("out of use after repeated failures")).await;
 }
 
 #[tokio::test]

@@ -68,15 +68,15 @@ fn is_authority(host: &HeaderValue) -> bool {
     text.is_empty() || (!text.contains('@') && text.parse::<Authority>().is_ok())
 }
 
-/// Makes a client's fields those of a request to a backend.
-pub fn to_backend(headers: &mut HeaderMap, client: IpAddr, host: Option<HeaderValue>, request_id: &HeaderValue) {
-    strip_hop_by_hop(headers);
-    for name in &NOT_FORWARDED {
-        headers.remove(name);
-    }
-    if let Ok(client) = HeaderValue::from_str(&client.to_string()) {
-        headers.insert(X_FORWARDED_FOR, client);
-    }
+/// An address as a field's value.
+pub fn of_address(address: IpAddr) -> HeaderValue {
+    HeaderValue::from_str(&address.to_string()).unwrap_or(HeaderValue::from_static("unknown"))
+}
+
+/// Makes a client's fields those of a request to a backend. `client` is its address.
+pub fn to_backend(headers: &mut HeaderMap, client: &HeaderValue, host: Option<HeaderValue>, request_id: &HeaderValue) {
+    strip(headers, &NOT_FORWARDED);
+    headers.insert(X_FORWARDED_FOR, client.clone());
     headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
     if let Some(host) = host {
         headers.insert(X_FORWARDED_HOST, host);
@@ -87,17 +87,14 @@ pub fn to_backend(headers: &mut HeaderMap, client: IpAddr, host: Option<HeaderVa
 
 /// Makes a backend's fields those of an answer to the client.
 pub fn to_client(headers: &mut HeaderMap, request_id: &HeaderValue) {
-    strip_hop_by_hop(headers);
-    for ours in [&X_BACKEND, &X_MODEL, &X_ATTEMPTS] {
-        headers.remove(ours);
-    }
+    strip(headers, &[X_BACKEND, X_MODEL, X_ATTEMPTS]);
     headers.insert(X_REQUEST_ID, request_id.clone());
 }
 
-/// Removes the fields of this hop, and those that `Connection` names. It can name away only what is of
+/// Removes the fields of this hop, `others`, and those that `Connection` names. It can name away only what is of
 /// no consequence: not the fields that say where a request goes, how long it is or who sends it.
-fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = headers
+fn strip(headers: &mut HeaderMap, others: &[HeaderName]) {
+    let mut named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
         .iter()
         .filter_map(|value| value.to_str().ok())
@@ -108,7 +105,9 @@ fn strip_hop_by_hop(headers: &mut HeaderMap) {
                 .contains(name)
         })
         .collect();
-    for name in named.iter().chain(&HOP_BY_HOP) {
+    // There are fewer fields than names that they might have, and comparing is cheaper than hashing.
+    named.extend(headers.keys().filter(|name| HOP_BY_HOP.contains(name) || others.contains(name)).cloned());
+    for name in &named {
         headers.remove(name);
     }
 }
@@ -154,7 +153,7 @@ mod tests {
         ]);
         to_backend(
             &mut headers,
-            IpAddr::from([127, 0, 0, 1]),
+            &of_address(IpAddr::from([127, 0, 0, 1])),
             Some(HeaderValue::from_static("api")),
             &HeaderValue::from_static("r"),
         );

@@ -86,7 +86,8 @@ impl Dress<'_> {
         {
             value.as_ref().map(|value| headers.insert(name, value.clone()));
         }
-        headers.insert(headers::X_ATTEMPTS, HeaderValue::from(self.attempts));
+        let first = HeaderValue::from_static("1");
+        headers.insert(headers::X_ATTEMPTS, if self.attempts == 1 { first } else { self.attempts.into() });
     }
 
     /// Where this API repeats the model inside an event.

@@ -21,6 +21,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 
 use super::client::ClientStream;
+use super::headers;
 use super::proxy::{self, Client};
 use super::snapshot::Shared;
 use super::worker::Worker;
@@ -220,7 +221,7 @@ async fn connection(worker: &Rc<Worker>, stream: StdStream, phase: watch::Receiv
     };
     let Ok(Ok(is_http2)) = spoken else { return };
     let watched = (!is_http2).then(|| stream.clone());
-    let client = Rc::new(Client { address: peer.ip(), watched });
+    let client = Rc::new(Client { address: peer.ip(), forwarded_for: headers::of_address(peer.ip()), watched });
     if is_http2 {
         serve_http2(worker, client, stream, phase).await
     } else {

@@ -7,26 +7,23 @@ use vision_proxy_sdk::{Candidate, Candidates, Column, Decision, Policy, Request,
 /// Picks the backend that would be least busy with this request on top; ties are broken at random.
 pub struct LeastBusy;
 
-/// A backend whose every slot is taken costs this much: the unit of [`cost`], fine enough for thousands of slots.
-const FULL: u64 = 1_000_000;
-
 /// One failed attempt in ten weighs as much as being full. Failing is fast, so a broken backend is always idle:
 /// unless errors outweigh idleness it would attract every request.
-const COST_PER_ERROR_PERMILLE: u64 = FULL / 100;
+const COST_PER_ERROR_PERMILLE: f64 = 1.0 / 100.0;
 
 /// A model that must be loaded first costs as much as being half full: worth it only where those that have it are.
-const COST_OF_LOADING: u64 = FULL / 2;
+const COST_OF_LOADING: f64 = 0.5;
 
-/// How busy the candidate would be. What waits inside the engine counts besides what we sent there; an engine that
-/// says nothing is judged by our own count.
-fn cost(candidate: &Candidate<LeastBusy>) -> u64 {
+/// How busy the candidate would be: 1 where its every slot would be taken. What waits inside the engine counts besides
+/// what we sent there; an engine that says nothing is judged by our own count.
+fn cost(candidate: &Candidate<LeastBusy>) -> f64 {
     let waiting = candidate.known(Column::Waiting).unwrap_or(0);
-    let requests = u64::from(candidate.get(Column::InFlight)) + u64::from(waiting) + 1;
-    let room = u64::from(candidate.get(Column::Slots)) * u64::from(candidate.get(Column::Weight));
-    let errors = u64::from(candidate.get(Column::ErrorsPermille)) * COST_PER_ERROR_PERMILLE;
-    let loading = if candidate.known(Column::Loaded) == Some(0) { COST_OF_LOADING } else { 0 };
-    // Weight 0 is no room at all: such a backend serves only where there is no other.
-    (requests * FULL).checked_div(room).map_or(u64::MAX, |load| load + errors + loading)
+    let requests = f64::from(candidate.get(Column::InFlight)) + f64::from(waiting) + 1.0;
+    // Weight 0 is no room at all: such a backend costs without end, and serves only where there is no other.
+    let room = f64::from(candidate.get(Column::Slots)) * f64::from(candidate.get(Column::Weight));
+    let errors = f64::from(candidate.get(Column::ErrorsPermille)) * COST_PER_ERROR_PERMILLE;
+    let loading = if candidate.known(Column::Loaded) == Some(0) { COST_OF_LOADING } else { 0.0 };
+    requests / room + errors + loading
 }
 
 impl Policy for LeastBusy {

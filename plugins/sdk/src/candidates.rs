@@ -46,18 +46,27 @@ impl<'a, P: Policy> Candidates<'a, P> {
 
     /// The candidate with the least `cost`. Among equals `random` decides, each being as likely as the others, so that
     /// workers who see the same numbers do not all pick the same backend.
-    pub fn least(&self, random: u64, cost: impl Fn(&Candidate<'a, P>) -> u64) -> Option<Candidate<'a, P>> {
-        let mut best = u64::MAX;
-        let mut equals = 0;
+    pub fn least<C: PartialOrd>(&self, random: u64, cost: impl Fn(&Candidate<'a, P>) -> C) -> Option<Candidate<'a, P>> {
+        let mut best: Option<(C, Candidate<'a, P>)> = None;
+        let (mut equals, mut dice) = (1_u64, random);
         for candidate in self.iter() {
             let cost = cost(&candidate);
-            if cost < best {
-                (best, equals) = (cost, 0);
+            match &best {
+                Some((least, _)) if cost > *least => continue,
+                Some((least, _)) if cost == *least => {
+                    // The n-th of equals takes the place with a chance of one in n. A step of Knuth's MMIX generator,
+                    // whose upper half is the random one; multiplied instead of divided.
+                    dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                    equals += 1;
+                    if ((dice >> 32) * equals) >> 32 != 0 {
+                        continue;
+                    }
+                }
+                _ => equals = 1,
             }
-            equals += u64::from(cost == best);
+            best = Some((cost, candidate));
         }
-        let place = random.checked_rem(equals)?;
-        self.iter().filter(|candidate| cost(candidate) == best).nth(place as usize)
+        best.map(|(_, candidate)| candidate)
     }
 }
 
@@ -183,7 +192,7 @@ mod tests {
         }
 
         fn pick(&mut self, request: &Request, candidates: &Candidates<Self>) -> Decision {
-            candidates.least(request.random, |candidate| candidate.get(Column::Weight).into()).into()
+            candidates.least(request.random, |candidate| candidate.get(Column::Weight)).into()
         }
     }
 
@@ -212,14 +221,16 @@ mod tests {
             .zip(0..)
             .fold(Rows::new(), |rows, (weight, backend)| rows.row(backend, &[(Column::Weight, *weight)]));
         let mut taken = [0; 6];
-        for random in 0..30 {
+        for random in (0..3_000_u64).map(|number| number.wrapping_mul(0x9e37_79b9_7f4a_7c15)) {
             let Decision::Pick(row) = Weighed.pick(&Request { random, ..Request::example() }, &rows.candidates())
             else {
                 panic!("nothing picked");
             };
             taken[row as usize] += 1;
         }
-        assert_eq!(taken, [0, 10, 10, 0, 0, 10]);
+        let often = taken.map(|times| (900..1_100).contains(&times));
+        assert_eq!(often, [false, true, true, false, false, true], "{taken:?}");
+        assert_eq!(taken[0] + taken[3] + taken[4], 0, "{taken:?}");
     }
 
     #[test]
