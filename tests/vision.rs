@@ -97,3 +97,17 @@ async fn a_multipart_image_arrives_bit_for_bit() {
     let at = body.windows(64).position(|window| window == &image[..64]).expect("the beginning of the image");
     assert!(body[at..at + image.len()] == image, "the image became another one");
 }
+
+#[tokio::test]
+async fn who_says_that_its_model_is_blind_is_shown_no_images_while_another_sees() {
+    let (proxy, [blind, sees]) = proxied("", [Setup::named("blind").text_only(), Setup::named("sees")]).await;
+    let picture = vision_body(&[base64_text(300)]);
+    for _ in 0..6 {
+        assert_eq!(whole(proxy.client.post(CHAT, picture.clone())).await.ok().backend(), "sees");
+        proxy.client.chat().await.ok();
+    }
+    assert_eq!(blind.request_count(), 3, "what has no images is for both");
+    sees.stop().await;
+    proxy.waits_until("sees", "down").await;
+    whole(proxy.client.post(CHAT, picture)).await.refused(503, "no_backend_available");
+}

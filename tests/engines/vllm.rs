@@ -199,7 +199,7 @@ async fn no_request_is_lost_when_a_vllm_dies_or_is_told_to_stop() {
 }
 
 /// Told to stop with no time for it, vLLM closes its port, and what it was at work on may stay without an answer and
-/// without an end. The proxy cannot know that from a server that finishes in peace: it waits for its own time-out.
+/// without an end: what has no byte of an answer by then goes to another.
 async fn one_that_stops_at_once_leaves_nobody_waiting(proxy: &Proxy, stops: &Vllm, other: &Vllm) {
     let stream = stream_at(proxy, stops.name).await;
     let caught = [(); 4].map(|()| Pending::of(proxy.client.post(CHAT, chat_of(300).to_string())));
@@ -210,15 +210,11 @@ async fn one_that_stops_at_once_leaves_nobody_waiting(proxy: &Proxy, stops: &Vll
     for _ in 0..10 {
         assert_eq!(answered_by(proxy, &chat_of(5)).await, other.name);
     }
-    let mut given_up = 0;
+    let begun = Instant::now();
     for request in caught {
-        let reply = request.reply().await;
-        if reply.status != 200 {
-            reply.refused(504, "upstream_timeout");
-            given_up += 1;
-        }
+        request.reply().await.ok();
     }
-    println!("{given_up} of 4 requests that were on their way waited for an answer in vain");
+    println!("4 requests that were on their way were answered {:.1?} later", begun.elapsed());
     proxy.falls_idle().await;
 }
 

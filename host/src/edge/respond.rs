@@ -48,7 +48,7 @@ impl Dress<'_> {
         self.fields(response.headers_mut());
         let mut relay = Relay {
             upstream: answer.body,
-            rename: format.map(|format| Rename::new(format, self.nest(), &self.served.public)),
+            rename: format.map(|format| Rename::new(format, self.nest(), self.served.public_json.clone())),
             usage: format.map(|_| Usage::new(self.counts())),
             out: VecDeque::new(),
             backend: Arc::clone(&lease.backend),

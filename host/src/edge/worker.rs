@@ -70,6 +70,8 @@ impl Current {
 #[derive(Debug)]
 pub struct Served {
     pub public: Arc<str>,
+    /// The public name as JSON, to be put into answers.
+    pub public_json: Bytes,
     /// Index into the catalog.
     pub model: u32,
     /// Shared by all workers.
@@ -190,6 +192,7 @@ impl Worker {
             tiers: tiers.into(),
             series: self.shared.metrics.series(self.index, model, ""),
             candidates,
+            public_json: json_string(model),
             public,
         })
     }

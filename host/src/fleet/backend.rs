@@ -147,6 +147,7 @@ impl Backend {
     pub fn left_out(&self) -> Option<&'static str> {
         Some(match self.state() {
             State::Available => return None,
+            State::Busy if self.is_suspended() => "on_trial",
             State::Busy if self.is_told_busy() => "pushed_back",
             State::Busy if self.live.cache_full.load(SeqCst) && !self.is_stale() => "cache_full",
             State::Busy if self.room() < self.slots() => "busy_elsewhere",

@@ -6,6 +6,8 @@ use super::super::Answer;
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Speaks {
     OpenAi,
+    /// The same, and says that its model takes no images.
+    TextOnly,
     Vllm,
 }
 
@@ -35,7 +37,7 @@ pub enum LoadPage {
 impl Speaks {
     pub fn name(self) -> &'static str {
         match self {
-            Self::OpenAi => "openai",
+            Self::OpenAi | Self::TextOnly => "openai",
             Self::Vllm => "vllm",
         }
     }
@@ -56,13 +58,16 @@ impl Speaks {
                 }
             }
             (Self::Vllm, _) => Answer::json(404, r#"{"detail":"Not Found"}"#),
-            (Self::OpenAi, _) => Answer::whole(404, &[("content-type", "text/plain")], "404 page not found"),
+            (Self::OpenAi | Self::TextOnly, _) => {
+                Answer::whole(404, &[("content-type", "text/plain")], "404 page not found")
+            }
         }
     }
 
     fn models(self, native: &str) -> String {
         let facts = match self {
             Self::OpenAi => r#""owned_by":"somebody""#,
+            Self::TextOnly => r#""owned_by":"somebody","architecture":{"input_modalities":["text"]}"#,
             Self::Vllm => r#""owned_by":"vllm","root":"tiny","parent":null,"max_model_len":4096,"permission":[]"#,
         };
         format!(r#"{{"object":"list","data":[{{"id":"{native}","object":"model","created":1795345817,{facts}}}]}}"#)

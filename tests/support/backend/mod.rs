@@ -61,6 +61,11 @@ impl Setup {
         Self { native: native.to_owned(), ..self }
     }
 
+    /// Says that its model takes no images.
+    pub fn text_only(self) -> Self {
+        Self { speaks: Speaks::TextOnly, ..self }
+    }
+
     /// Answers polls as vLLM does.
     pub fn vllm(self) -> Self {
         Self { speaks: Speaks::Vllm, ..self }

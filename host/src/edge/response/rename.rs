@@ -50,14 +50,13 @@ pub struct Rename {
 }
 
 impl Rename {
-    /// Replaces the top-level `model` of each document by `public`, and the one that `nest` says.
-    pub fn new(format: Format, nest: Option<Nest>, public: &str) -> Self {
+    /// Replaces the top-level `model` of each document by `public`, which is a JSON string, and the one that `nest` says.
+    pub fn new(format: Format, nest: Option<Nest>, public: Bytes) -> Self {
         let framing = match format {
             Format::Json => Framing::Json,
             Format::EventStream => Framing::EventStream(Events::new()),
             Format::JsonLines => Framing::JsonLines,
         };
-        let public = Bytes::from(serde_json::Value::from(public).to_string());
         Self { framing, document: Document::new(nest), public, cuts: Vec::new(), joined: Vec::new() }
     }
 
@@ -137,7 +136,6 @@ mod tests {
 
     const FORMATS: [Format; 3] = [Format::Json, Format::EventStream, Format::JsonLines];
     const NESTS: [Option<Nest>; 3] = [None, Some(Nest::Message), Some(Nest::Response)];
-    const PUBLIC: &str = "public \"é\"";
     const PUBLIC_JSON: &str = r#""public \"é\"""#;
 
     fn feed(rename: &mut Rename, chunk: &[u8]) -> VecDeque<Bytes> {
@@ -148,7 +146,7 @@ mod tests {
     }
 
     fn renamed(format: Format, nest: Option<Nest>, pieces: &[&[u8]]) -> Vec<u8> {
-        let mut rename = Rename::new(format, nest, PUBLIC);
+        let mut rename = Rename::new(format, nest, Bytes::from_static(PUBLIC_JSON.as_bytes()));
         pieces.iter().flat_map(|piece| feed(&mut rename, piece)).flatten().collect()
     }
 
@@ -321,7 +319,7 @@ mod tests {
         let input = r#"{"id":1,"model":"old-name","x":"y"}"#;
         let start = input.find("\"old-name\"").unwrap();
         let end = start + "\"old-name\"".len();
-        let mut rename = Rename::new(Format::Json, None, PUBLIC);
+        let mut rename = Rename::new(Format::Json, None, Bytes::from_static(PUBLIC_JSON.as_bytes()));
         let mut sent = Vec::new();
         for (at, byte) in input.bytes().enumerate() {
             sent.extend(feed(&mut rename, &[byte]).into_iter().flatten());
@@ -404,7 +402,8 @@ mod tests {
         let lies_in = |part: &Bytes, whole: &Bytes| whole.as_ptr_range().contains(&part.as_ptr());
         let feed = |chunk: &Bytes| {
             let mut out = VecDeque::new();
-            Rename::new(Format::EventStream, None, PUBLIC).feed(chunk.clone(), &mut out);
+            Rename::new(Format::EventStream, None, Bytes::from_static(PUBLIC_JSON.as_bytes()))
+                .feed(chunk.clone(), &mut out);
             out
         };
         // A chunk that is right already passes as it is.
@@ -421,7 +420,7 @@ mod tests {
         assert_eq!(out.len(), 2);
         assert!(!lies_in(&out[0], &long) && lies_in(&out[1], &long));
         // A chunk within the name becomes nothing.
-        let mut rename = Rename::new(Format::Json, None, PUBLIC);
+        let mut rename = Rename::new(Format::Json, None, Bytes::from_static(PUBLIC_JSON.as_bytes()));
         let mut out = VecDeque::new();
         for chunk in ["{\"model\":\"a", "bc", ""] {
             rename.feed(Bytes::from(chunk), &mut out);
