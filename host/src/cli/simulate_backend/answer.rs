@@ -263,15 +263,20 @@ fn timings(reply: &Reply, said: &Generation) -> Value {
 mod tests {
     use std::time::Duration;
 
-    use super::super::generation::Pace;
+    use super::super::gpu::Pace;
     use super::super::slots::Slots;
     use super::super::speech::Speech;
     use super::*;
 
     async fn streamed(engine: Engine, work: Work, dies_after: Option<u64>) -> String {
         let asked = Asked { prompt_tokens: 7, include_usage: true, ..Asked::default() };
-        let place = Slots::new(1, None, 100).enter(7, 2).unwrap();
-        let pace = Pace { first_token: Duration::ZERO, token_interval: Duration::ZERO };
+        let place = Slots::plain(1, None, 100).enter("", 7, 2).unwrap();
+        let pace = Pace {
+            first_token: Duration::ZERO,
+            token_interval: Duration::ZERO,
+            prefill_rate: None,
+            batch_cost: Duration::ZERO,
+        };
         let generation = Generation::new(place, Speech::new("a b", 2, None, false), pace);
         let dialect = Dialect::of(work).unwrap();
         let mut reply = Reply::new(engine, dialect, "m".to_owned(), None, &asked);

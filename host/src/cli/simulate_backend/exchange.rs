@@ -17,7 +17,7 @@ use super::asked::{self, Asked};
 use super::body::{Body, Cut, silence};
 use super::engine::Engine;
 use super::fault::Kind;
-use super::generation::{Generation, Pace};
+use super::generation::Generation;
 use super::poll::{self, Question};
 use super::refusal::Refusal;
 use super::routes::{self, Route, Work};
@@ -210,8 +210,7 @@ impl Exchange<'_> {
             generation.say_everything().await;
             return Ok(self.other(work, &other, body_bytes));
         };
-        let client_id = self.head.headers.get("x-request-id").and_then(|id| id.to_str().ok());
-        let reply = Reply::new(self.simulation.engine, dialect, model.clone(), client_id, asked);
+        let reply = Reply::new(self.simulation.engine, dialect, model.clone(), self.client_id(), asked);
         if dialect.is_ollama() && asked.parts == 0 {
             return Ok(self.json(&reply.loaded()));
         }
@@ -241,9 +240,8 @@ impl Exchange<'_> {
             }
             None => Speech::new("", 1, None, false),
         };
-        let place = simulation.slots.enter(asked.prompt_tokens, speech.tokens()).map_err(|_| Refusal::Busy)?;
-        let pace = Pace { first_token: simulation.first_token, token_interval: simulation.token_interval };
-        let mut generation = Generation::new(place, speech, pace);
+        let place = simulation.slots.enter(self.client_id().unwrap_or_default(), asked.prompt_tokens, speech.tokens());
+        let mut generation = Generation::new(place.map_err(|_| Refusal::Busy)?, speech, simulation.pace);
         if matches!(self.fault, Some(Kind::CloseAfterBytes(_) | Kind::ResetAfterChunks(_))) {
             generation.break_on_purpose();
         }
@@ -323,6 +321,11 @@ impl Exchange<'_> {
 
     fn path(&self) -> &str {
         self.head.uri.path()
+    }
+
+    /// The id that the request brought.
+    fn client_id(&self) -> Option<&str> {
+        self.head.headers.get("x-request-id").and_then(|id| id.to_str().ok())
     }
 
     fn json(&self, value: &serde_json::Value) -> Response<Body> {

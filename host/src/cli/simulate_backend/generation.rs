@@ -1,21 +1,15 @@
 //! An answer over time: wait for the slot, then one token after another at the engine's pace.
 //!
-//! Times are instants counted from the slot, not sleeps added up, so that a slow reader does not slow the engine's
+//! Times are instants counted on from the slot, not sleeps added up, so that a slow reader does not slow the engine's
 //! clock and a thousand tokens take a thousand intervals.
 
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
+use super::gpu::Pace;
 use super::slots::Place;
 use super::speech::{Finish, Speech};
-
-/// How fast a simulated engine is.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Pace {
-    pub first_token: Duration,
-    pub token_interval: Duration,
-}
 
 /// One running request. Dropping it gives its place back.
 pub(super) struct Generation {
@@ -24,13 +18,15 @@ pub(super) struct Generation {
     pace: Pace,
     arrived: Instant,
     started: Option<Instant>,
+    /// When the next token has its time; `None` before the slot is taken.
+    due: Option<Instant>,
     said: u64,
     text: String,
 }
 
 impl Generation {
     pub(super) fn new(place: Place, speech: Speech, pace: Pace) -> Self {
-        Self { place, speech, pace, arrived: Instant::now(), started: None, said: 0, text: String::new() }
+        Self { place, speech, pace, arrived: Instant::now(), started: None, due: None, said: 0, text: String::new() }
     }
 
     /// The next token, once its time has come; `None` after the last one, whose slot is free by then.
@@ -40,9 +36,12 @@ impl Generation {
         if self.said == self.speech.tokens() {
             return None;
         }
-        let started = self.slot_taken().await;
-        let intervals = u32::try_from(self.said).unwrap_or(u32::MAX);
-        sleep_until(started + self.pace.first_token + self.pace.token_interval.saturating_mul(intervals)).await;
+        self.slot_taken().await;
+        let due = *self.due.get_or_insert_with(|| {
+            self.place.read_prompt(self.pace.prefill(self.place.prompt_tokens())) + self.pace.first_token
+        });
+        sleep_until(due).await;
+        self.due = Some(due + self.pace.step(self.place.running()));
         let token = self.speech.token(self.said);
         self.said += 1;
         self.text.push_str(&token);
@@ -99,19 +98,30 @@ impl Generation {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
+
     use super::super::slots::Slots;
     use super::*;
 
-    const PACE: Pace = Pace { first_token: Duration::from_millis(50), token_interval: Duration::from_millis(10) };
+    const PACE: Pace = Pace {
+        first_token: Duration::from_millis(50),
+        token_interval: Duration::from_millis(10),
+        prefill_rate: None,
+        batch_cost: Duration::ZERO,
+    };
 
     fn generation(slots: &std::sync::Arc<Slots>, tokens: u64) -> Generation {
-        let place = slots.enter(1, tokens).unwrap();
-        Generation::new(place, Speech::new("a b c", tokens, None, false), PACE)
+        paced(slots, tokens, PACE)
+    }
+
+    fn paced(slots: &std::sync::Arc<Slots>, tokens: u64, pace: Pace) -> Generation {
+        let place = slots.enter("", 100, tokens).unwrap();
+        Generation::new(place, Speech::new("a b c", tokens, None, false), pace)
     }
 
     #[tokio::test(start_paused = true)]
     async fn tokens_come_at_the_engines_pace_and_the_slot_is_free_with_the_last() {
-        let slots = Slots::new(1, None, 100);
+        let slots = Slots::plain(1, None, 100);
         let mut generation = generation(&slots, 3);
         let start = Instant::now();
         assert_eq!(generation.token().await.as_deref(), Some("a "));
@@ -129,7 +139,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_clock_starts_with_the_slot() {
-        let slots = Slots::new(1, None, 100);
+        let slots = Slots::plain(1, None, 100);
         let first = generation(&slots, 3);
         let mut second = generation(&slots, 3);
         let start = Instant::now();
@@ -142,5 +152,19 @@ mod tests {
         later.await.unwrap();
         drop(second);
         assert_eq!(slots.load().counts.cancelled, 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn prompts_are_read_in_turn_and_a_batch_speaks_slower() {
+        let slots = Slots::plain(2, None, 100);
+        let pace = Pace { prefill_rate: NonZeroU32::new(1000), batch_cost: Duration::from_millis(5), ..PACE };
+        let (mut first, mut second) = (paced(&slots, 2, pace), paced(&slots, 2, pace));
+        let start = Instant::now();
+        tokio::join!(first.token(), second.token());
+        assert_eq!(start.elapsed().as_millis(), 250, "the second prompt is read by 200 ms");
+        first.token().await;
+        assert_eq!(start.elapsed().as_millis(), 250, "said 15 ms after its first, at 165 ms");
+        second.token().await;
+        assert_eq!(start.elapsed().as_millis(), 265);
     }
 }

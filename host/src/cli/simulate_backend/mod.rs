@@ -5,9 +5,9 @@
 //! head of a stream is sent, what a full engine says. The text is not generated but says what was received.
 //!
 //! The tour: `server` accepts and shapes connections, `exchange` is one request from head to answer, `routes` says what
-//! a path means to an engine, `asked` reads the body, `slots` and `generation` are the engine's room and time, `speech`
-//! what it says; `answer`, `poll` and `refusal` put it in the engine's words, `whole` and `body` into a response; `fault`
-//! and `wire` break it; `control` is `/__simulate/…`, `stats` what it tells.
+//! a path means to an engine, `asked` reads the body, `gpu` is what the engine can do, `slots` and `generation` are its room and time,
+//! `speech` what it says; `answer`, `poll` and `refusal` put it in the engine's words, `whole` and `body` into a response; `fault`
+//! and `wire` break it; `control` is `/__simulate/…`, `stats` what it tells, `journal` what it writes down.
 //!
 //! - Nothing here reaches another room of the proxy, and nothing but the command line and `demo` reaches in.
 //! - A request holds its slot as a value: dropping the answer, wherever it stands, stops the work.
@@ -20,6 +20,8 @@ mod engine;
 mod exchange;
 mod fault;
 mod generation;
+mod gpu;
+mod journal;
 mod poll;
 mod refusal;
 mod routes;
@@ -32,6 +34,7 @@ mod wire;
 
 use std::io::Write;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -41,6 +44,8 @@ pub use engine::Engine;
 pub use server::Server;
 
 use fault::{Fault, Faults};
+use gpu::{Cache, Pace};
+use journal::Journal;
 use refusal::Refusal;
 use slots::Slots;
 use stats::Stats;
@@ -72,13 +77,21 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     pub queue: Option<usize>,
 
-    /// Time from a slot to the first token
+    /// Time from a slot to the first token, besides reading the prompt
     #[arg(long, value_name = "TIME", default_value = "50ms", value_parser = humantime::parse_duration)]
     pub first_token: Duration,
 
-    /// Time between two tokens
+    /// Time between two tokens of a request that runs alone
     #[arg(long, value_name = "TIME", default_value = "10ms", value_parser = humantime::parse_duration)]
     pub token_interval: Duration,
+
+    /// Tokens of prompts read a second, one prompt after another; an image is 576 [default: read in no time]
+    #[arg(long, value_name = "TOKENS_PER_S")]
+    pub prefill_rate: Option<NonZeroU32>,
+
+    /// What each further running request adds to the time between two tokens
+    #[arg(long, value_name = "TIME", default_value = "0s", value_parser = humantime::parse_duration)]
+    pub batch_cost: Duration,
 
     /// Tokens of an answer; a request's own `max_tokens` may cut it shorter, `ignore_eos` makes it that long
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u64).range(1..))]
@@ -96,13 +109,21 @@ pub struct Args {
     #[arg(long, value_name = "LABEL")]
     pub name: Option<String>,
 
-    /// Tokens the KV cache holds [default: 4096 a slot]
+    /// Tokens the KV cache holds: a request waits inside until its prompt and its answer fit beside those that run
+    /// [default: 4096 a slot, and nobody waits for them]
     #[arg(long, value_name = "N")]
     pub kv_tokens: Option<u64>,
 
     /// Close connections that were idle for so long [default: 5s for vllm, sglang and llama-cpp as they do, else 60s]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub keep_alive: Option<Duration>,
+
+    /// Write each request's way to stdout: MICROSECONDS entered|began|left REQUEST_ID RUNNING WAITING.
+    ///
+    /// The time is since 1970, the id is the request's `x-request-id` (`-` without one), and the counts are those right
+    /// after.
+    #[arg(long)]
+    pub journal: bool,
 
     /// Start with a fault: KIND[=ARG][,count=N][,only=chat|health|all][,retry_after=SECONDS]; repeat for several.
     ///
@@ -153,8 +174,7 @@ struct Simulation {
     models: Vec<String>,
     label: String,
     vision: bool,
-    first_token: Duration,
-    token_interval: Duration,
+    pace: Pace,
     tokens: u64,
     /// When it came up, in seconds since 1970: the `created` of its models.
     born: u64,
@@ -166,17 +186,25 @@ struct Simulation {
 impl Simulation {
     fn new(args: &Args) -> Self {
         let models = args.models.clone();
-        let kv_tokens = args.kv_tokens.unwrap_or(4096 * args.slots.max(1) as u64);
+        let cache = Cache {
+            tokens: args.kv_tokens.unwrap_or(4096 * args.slots.max(1) as u64),
+            is_bound: args.kv_tokens.is_some(),
+        };
+        let pace = Pace {
+            first_token: args.first_token,
+            token_interval: args.token_interval,
+            prefill_rate: args.prefill_rate,
+            batch_cost: args.batch_cost,
+        };
         Self {
             engine: args.engine,
             models: if models.is_empty() { vec!["simulated-model".to_owned()] } else { models },
             label: args.name.clone().unwrap_or_else(|| args.engine.name().to_owned()),
             vision: !args.text_only,
-            first_token: args.first_token,
-            token_interval: args.token_interval,
+            pace,
             tokens: args.tokens,
             born: unix_seconds(),
-            slots: Slots::new(args.slots, args.queue, kv_tokens),
+            slots: Slots::new(args.slots, args.queue, cache, Journal { is_kept: args.journal }),
             faults: Mutex::new(Faults::new(args.faults.clone())),
             stats: Stats::default(),
         }
@@ -253,7 +281,7 @@ mod tests {
     fn the_command_line_means_what_it_says() {
         let simulation = simulation("--text-only --name gpu-a --slots 2 --first-token 1s --fault hang,count=2");
         assert!(!simulation.vision);
-        assert_eq!((simulation.label.as_str(), simulation.first_token), ("gpu-a", Duration::from_secs(1)));
+        assert_eq!((simulation.label.as_str(), simulation.pace.first_token), ("gpu-a", Duration::from_secs(1)));
         assert_eq!(simulation.slots.load().kv_tokens, 8192);
         assert!(hold(&simulation.faults).take(fault::Target::Generation).is_some());
     }

@@ -6,17 +6,22 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use tokio::time::Instant;
+
+use super::gpu::{self, Cache};
 use super::hold;
+use super::journal::{Change, Journal};
 use super::speech::Finish;
 
 /// The places of one engine.
 pub(super) struct Slots {
     room: Mutex<Room>,
-    /// Tokens the KV cache holds; does not change with the slots, as a GPU's memory does not.
-    kv_tokens: u64,
+    /// Does not change with the slots, as a GPU's memory does not.
+    cache: Cache,
 }
 
 struct Room {
@@ -25,8 +30,12 @@ struct Room {
     /// Slot number → the request in it; as in llama.cpp, the lowest free number is given.
     running: BTreeMap<usize, Arc<Work>>,
     waiting: VecDeque<Waiter>,
+    cache: Cache,
     next_id: u64,
     counts: Counts,
+    /// Until when prompts are read that have their slot.
+    reads_until: Option<Instant>,
+    journal: Journal,
 }
 
 struct Waiter {
@@ -40,6 +49,8 @@ struct Waiter {
 pub(super) struct Work {
     /// Counts up over the life of the engine: llama.cpp shows it as `id_task`.
     pub id: u64,
+    /// The id its caller gave the request; empty where there is none.
+    pub caller: String,
     pub prompt_tokens: u64,
     pub token_limit: u64,
     pub decoded: AtomicU64,
@@ -48,6 +59,11 @@ pub(super) struct Work {
 impl Work {
     fn kv_tokens(&self) -> u64 {
         self.prompt_tokens + self.decoded.load(Relaxed)
+    }
+
+    /// Tokens it takes at its end.
+    fn needs(&self) -> u64 {
+        self.prompt_tokens + self.token_limit
     }
 }
 
@@ -95,31 +111,42 @@ impl Load {
 pub(super) struct Full;
 
 impl Slots {
-    pub(super) fn new(limit: usize, queue_limit: Option<usize>, kv_tokens: u64) -> Arc<Self> {
+    pub(super) fn new(limit: usize, queue_limit: Option<usize>, cache: Cache, journal: Journal) -> Arc<Self> {
         let room = Room {
             limit,
             queue_limit,
             running: BTreeMap::new(),
             waiting: VecDeque::new(),
+            cache,
             next_id: 1,
             counts: Counts::default(),
+            reads_until: None,
+            journal,
         };
-        Arc::new(Self { room: Mutex::new(room), kv_tokens })
+        Arc::new(Self { room: Mutex::new(room), cache })
+    }
+
+    /// Slots before which nobody can wait for memory, and whose changes nobody writes down.
+    #[cfg(test)]
+    pub(super) fn plain(limit: usize, queue_limit: Option<usize>, kv_tokens: u64) -> Arc<Self> {
+        Self::new(limit, queue_limit, Cache { tokens: kv_tokens, is_bound: false }, Journal::default())
     }
 
     /// Takes a slot, or a place in the queue behind everybody who came before.
-    pub(super) fn enter(self: &Arc<Self>, prompt_tokens: u64, token_limit: u64) -> Result<Place, Full> {
+    pub(super) fn enter(self: &Arc<Self>, caller: &str, prompt_tokens: u64, token_limit: u64) -> Result<Place, Full> {
         let mut room = hold(&self.room);
-        let must_wait = room.running.len() >= room.limit || !room.waiting.is_empty();
+        let must_wait = !room.has_room_for(prompt_tokens + token_limit) || !room.waiting.is_empty();
         if must_wait && room.queue_limit.is_some_and(|limit| room.waiting.len() >= limit) {
             room.counts.refused += 1;
             return Err(Full);
         }
         let id = room.next_id;
         room.next_id += 1;
-        let work = Arc::new(Work { id, prompt_tokens, token_limit, decoded: AtomicU64::new(0) });
+        let caller = caller.to_owned();
+        let work = Arc::new(Work { id, caller, prompt_tokens, token_limit, decoded: AtomicU64::new(0) });
         let (granted, grant) = oneshot::channel();
         room.waiting.push_back(Waiter { id, work: work.clone(), granted });
+        room.write_down(Change::Entered, &work);
         room.admit();
         room.note_high_water();
         Ok(Place { slots: self.clone(), work, hold: Hold::Waiting(grant), on_drop: Outcome::Cancelled })
@@ -141,7 +168,7 @@ impl Slots {
             waiting: room.waiting.len(),
             kv_used: works.iter().map(|(_, work)| work.kv_tokens()).sum(),
             works,
-            kv_tokens: self.kv_tokens,
+            kv_tokens: self.cache.tokens,
             counts: room.counts,
         }
     }
@@ -151,13 +178,23 @@ impl Room {
     /// Lets waiting requests in while there are slots. A waiter whose place was dropped is already out of the queue,
     /// so every grant is received, or taken back by the drop that follows.
     fn admit(&mut self) {
-        while self.running.len() < self.limit {
+        while self.waiting.front().is_some_and(|first| self.has_room_for(first.work.needs())) {
             let Some(waiter) = self.waiting.pop_front() else { return };
             let slot = (0..).find(|slot| !self.running.contains_key(slot)).unwrap_or(0);
             if waiter.granted.send(slot).is_ok() {
-                self.running.insert(slot, waiter.work);
+                self.running.insert(slot, waiter.work.clone());
+                self.write_down(Change::Began, &waiter.work);
             }
         }
+    }
+
+    fn has_room_for(&self, kv_tokens: u64) -> bool {
+        let promised = self.running.values().map(|work| work.needs()).sum();
+        self.running.len() < self.limit && self.cache.takes(promised, kv_tokens)
+    }
+
+    fn write_down(&self, change: Change, work: &Work) {
+        self.journal.write(change, &work.caller, self.running.len(), self.waiting.len());
     }
 
     fn note_high_water(&mut self) {
@@ -204,6 +241,24 @@ impl Place {
         self.work.decoded.fetch_add(1, Relaxed);
     }
 
+    /// Requests that run now.
+    pub(super) fn running(&self) -> usize {
+        hold(&self.slots.room).running.len()
+    }
+
+    pub(super) fn prompt_tokens(&self) -> u64 {
+        self.work.prompt_tokens
+    }
+
+    /// Has the prompt read, which takes so long, behind those of the requests before; gives the instant it is read.
+    /// Given up meanwhile it is read all the same, as an engine looks up only between two steps.
+    pub(super) fn read_prompt(&self, takes: Duration) -> Instant {
+        let mut room = hold(&self.slots.room);
+        let read_by = gpu::read_by(room.reads_until, Instant::now(), takes);
+        room.reads_until = Some(read_by);
+        read_by
+    }
+
     /// A fault will end this request: do not count it as the client's doing.
     pub(super) fn break_on_purpose(&mut self) {
         self.on_drop = Outcome::Broken;
@@ -228,6 +283,7 @@ impl Place {
             Some(slot) => drop(room.running.remove(&slot)),
             None => room.waiting.retain(|waiter| waiter.id != self.work.id),
         }
+        room.write_down(Change::Left, &self.work);
         room.counts.prompt_tokens += if slot.is_some() { self.work.prompt_tokens } else { 0 };
         room.counts.decoded_tokens += self.work.decoded.load(Relaxed);
         match self.on_drop {
@@ -259,10 +315,10 @@ mod tests {
 
     #[tokio::test]
     async fn waiting_requests_get_slots_in_order() {
-        let slots = Slots::new(1, None, 100);
-        let first = slots.enter(3, 8).unwrap();
-        let mut second = slots.enter(3, 8).unwrap();
-        let mut third = slots.enter(3, 8).unwrap();
+        let slots = Slots::plain(1, None, 100);
+        let first = slots.enter("", 3, 8).unwrap();
+        let mut second = slots.enter("", 3, 8).unwrap();
+        let mut third = slots.enter("", 3, 8).unwrap();
         assert_eq!(counts(&slots), (1, 2));
         drop(first);
         second.granted().await;
@@ -277,10 +333,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_granted_but_unseen_slot_is_given_back() {
-        let slots = Slots::new(1, None, 100);
-        let first = slots.enter(0, 0).unwrap();
-        let second = slots.enter(0, 0).unwrap();
-        let mut third = slots.enter(0, 0).unwrap();
+        let slots = Slots::plain(1, None, 100);
+        let first = slots.enter("", 0, 0).unwrap();
+        let second = slots.enter("", 0, 0).unwrap();
+        let mut third = slots.enter("", 0, 0).unwrap();
         drop(first); // grants to the second, which never looks
         drop(second);
         third.granted().await;
@@ -290,40 +346,62 @@ mod tests {
 
     #[test]
     fn who_leaves_the_queue_is_forgotten_and_a_full_queue_refuses() {
-        let slots = Slots::new(1, Some(1), 100);
-        let _running = slots.enter(0, 0).unwrap();
-        let waiting = slots.enter(0, 0).unwrap();
-        assert_eq!(slots.enter(0, 0).err(), Some(Full));
+        let slots = Slots::plain(1, Some(1), 100);
+        let _running = slots.enter("", 0, 0).unwrap();
+        let waiting = slots.enter("", 0, 0).unwrap();
+        assert_eq!(slots.enter("", 0, 0).err(), Some(Full));
         drop(waiting);
-        assert!(slots.enter(0, 0).is_ok());
+        assert!(slots.enter("", 0, 0).is_ok());
         assert_eq!(slots.load().counts.refused, 1);
     }
 
     #[test]
     fn resizing_lets_in_now_and_shrinks_as_requests_end() {
-        let slots = Slots::new(1, None, 100);
-        let places: Vec<_> = (0..3).map(|_| slots.enter(0, 0).unwrap()).collect();
+        let slots = Slots::plain(1, None, 100);
+        let places: Vec<_> = (0..3).map(|_| slots.enter("", 0, 0).unwrap()).collect();
         slots.resize(3);
         assert_eq!(counts(&slots), (3, 0));
         slots.resize(1);
         assert_eq!(counts(&slots), (3, 0));
-        let _next = slots.enter(0, 0).unwrap();
+        let _next = slots.enter("", 0, 0).unwrap();
         drop(places);
         assert_eq!(counts(&slots), (1, 0));
         slots.resize(0);
-        let _stuck = slots.enter(0, 0).unwrap();
+        let _stuck = slots.enter("", 0, 0).unwrap();
         assert_eq!(counts(&slots), (1, 1));
     }
 
     #[test]
     fn the_cache_fills_with_the_prompt_and_every_token() {
-        let slots = Slots::new(2, None, 100);
-        let place = slots.enter(30, 8).unwrap();
+        let slots = Slots::plain(2, None, 100);
+        let place = slots.enter("", 30, 8).unwrap();
         for _ in 0..20 {
             place.count_token();
         }
         assert!((slots.load().kv_usage() - 0.5).abs() < 1e-9);
         drop(place);
         assert!(slots.load().kv_usage() < 1e-9);
+    }
+
+    #[test]
+    fn who_needs_more_memory_than_is_left_waits_and_nobody_overtakes() {
+        let slots = Slots::new(4, None, Cache { tokens: 100, is_bound: true }, Journal::default());
+        let first = slots.enter("", 50, 10).unwrap();
+        let _large = slots.enter("", 40, 10).unwrap();
+        let _small = slots.enter("", 5, 5).unwrap();
+        assert_eq!(counts(&slots), (1, 2));
+        drop(first);
+        assert_eq!(counts(&slots), (2, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn prompts_wait_for_each_other_and_not_for_the_past() {
+        let slots = Slots::plain(2, None, 100);
+        let (first, second) = (slots.enter("", 1, 1).unwrap(), slots.enter("", 1, 1).unwrap());
+        let (start, takes) = (Instant::now(), Duration::from_millis(30));
+        assert_eq!(first.read_prompt(takes), start + takes);
+        assert_eq!(second.read_prompt(takes), start + 2 * takes);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(second.read_prompt(takes), Instant::now() + takes);
     }
 }
