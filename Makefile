@@ -1,8 +1,9 @@
 # Everything from a fresh checkout on a machine with a Rust toolchain. `make` alone lists the targets.
-.PHONY: help setup build demo test test-engines bench bench-report lint doc clean
+.PHONY: help setup build demo test test-engines bench bench-report scenarios lint doc clean
 
 example := --manifest-path examples/plugin-my-policy/Cargo.toml --target-dir target/example
 bench := --locked --release --quiet --manifest-path tests/bench/Cargo.toml
+scenarios := --manifest-path tests/scenarios/Cargo.toml
 plugins := --package vision-proxy-sdk --package round-robin --package least-busy --package model-map
 
 help: ## show this list
@@ -22,6 +23,7 @@ test: setup ## run all tests, with nextest where it is installed
 	@.ci/ensure-test-clients
 	cargo test --locked --workspace --doc
 	cargo test --locked $(example)
+	cargo test --locked $(scenarios)
 	cargo build --locked --release --target wasm32-wasip2 $(example)
 	@if cargo nextest --version >/dev/null 2>&1; then \
 	  set -x; cargo nextest run --locked --workspace --config-file .ci/nextest.toml; \
@@ -40,15 +42,20 @@ bench: build ## compare with other proxies, such as BENCH="--quick" (tests/bench
 bench-report: ## write target/bench/report.md and report.svg from the results of `make bench`
 	cargo run $(bench) -- report
 
+scenarios: build ## balance fleets of simulated servers, 5 min, or 40 s with SCENARIOS="--quick" (docs/capacity.md)
+	cargo run --locked --release --quiet $(scenarios) -- $(SCENARIOS)
+
 # The plugins are linted twice: natively, and as what they are for.
 lint: setup ## check format and lints
 	cargo fmt --all --check
 	cargo fmt --check --manifest-path examples/plugin-my-policy/Cargo.toml
 	cargo fmt --check --manifest-path tests/bench/Cargo.toml
+	cargo fmt --check --manifest-path tests/scenarios/Cargo.toml
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo clippy --locked --package vision-proxy --test engines -- -D warnings
 	cargo clippy --locked --target wasm32-wasip2 $(plugins) -- -D warnings
 	cargo clippy --locked --all-targets $(example) -- -D warnings
+	cargo clippy --locked --all-targets $(scenarios) -- -D warnings
 
 doc: setup ## build the documentation of the crates
 	RUSTDOCFLAGS=-Dwarnings cargo doc --locked --workspace --no-deps

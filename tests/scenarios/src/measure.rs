@@ -1,0 +1,262 @@
+//! From what clients saw and servers wrote down to the numbers of the table. Pure.
+//!
+//! Client and servers read one clock, so that their accounts can be laid over each other: at every instant it is
+//! known which requests wait and which servers have a free slot, and no sampling misses what lies between two samples.
+
+use std::collections::HashMap;
+
+use crate::fleet::{Change, Step};
+use crate::load::{Asked, Outcome};
+
+/// Time between two instants, in microseconds since 1970.
+pub type Span = (u64, u64);
+
+/// A first token later than this is of no use to anybody.
+pub const BOUND_US: u64 = 1_000_000;
+/// A request waits, and a slot is free, once it has done so for this long: until then a request is on its way through
+/// sockets and schedulers, which on a busy machine takes milliseconds, and nobody could have been faster.
+pub const ON_ITS_WAY_US: u64 = 20_000;
+/// What the ids of requests begin with that did not go through the contender.
+pub const DIRECT: &str = "direct-";
+
+/// One server's account of a run.
+pub struct Account {
+    pub slots: usize,
+    /// What its KV-cache holds.
+    pub kv_tokens: u64,
+    pub steps: Vec<Step>,
+    /// When it could serve nobody.
+    pub out: Vec<Span>,
+}
+
+#[derive(Debug, Default, PartialEq)]
+pub struct Measured {
+    /// Requests a second that came in, and that were answered in full with the first token in time.
+    pub offered: f64,
+    pub goodput: f64,
+    pub ttft_p50_us: u64,
+    pub ttft_p99_us: u64,
+    /// Requests that reached a server whose slots were all taken.
+    pub overfilled: usize,
+    /// Requests that had to wait inside a server, for want of a slot or of memory.
+    pub waited_inside: usize,
+    /// Backend-seconds with a free slot while a request waited, as a share of all backend-seconds.
+    pub idle: f64,
+    /// Requests without an answer, and with one that broke off.
+    pub failed: usize,
+    pub cut: usize,
+}
+
+pub fn measure(asked: &[Asked], accounts: &[Account], window: Span) -> Measured {
+    let seconds = (window.1 - window.0) as f64 / 1e6;
+    let mut ttft: Vec<u64> = asked.iter().filter_map(|asked| Some(asked.first? - asked.sent)).collect();
+    ttft.sort_unstable();
+    let is_good = |asked: &&Asked| {
+        asked.outcome == Outcome::Complete && asked.first.is_some_and(|first| first - asked.sent <= BOUND_US)
+    };
+    let with = |outcome| asked.iter().filter(|asked| asked.outcome == outcome).count();
+    Measured {
+        offered: asked.len() as f64 / seconds,
+        goodput: asked.iter().filter(is_good).count() as f64 / seconds,
+        ttft_p50_us: quantile(&ttft, 0.5),
+        ttft_p99_us: quantile(&ttft, 0.99),
+        overfilled: accounts.iter().map(overfilled).sum(),
+        waited_inside: accounts.iter().map(waited_inside).sum(),
+        idle: idle(asked, accounts, window),
+        failed: with(Outcome::Failed),
+        cut: with(Outcome::Cut),
+    }
+}
+
+fn quantile(sorted: &[u64], share: f64) -> u64 {
+    let index = (sorted.len() as f64 * share) as usize;
+    sorted.get(index.min(sorted.len().saturating_sub(1))).copied().unwrap_or_default()
+}
+
+fn overfilled(account: &Account) -> usize {
+    let sent_here = account.steps.iter().filter(|step| step.change == Change::Entered && !step.id.starts_with(DIRECT));
+    sent_here.filter(|step| step.running + step.waiting > account.slots).count()
+}
+
+/// Who has room begins in the same instant in which it enters: the next line is its own.
+fn waited_inside(account: &Account) -> usize {
+    let pairs = account.steps.windows(2);
+    let at_once = |pair: &&[Step]| pair[1].change == Change::Began && pair[1].id == pair[0].id;
+    let entered = pairs.filter(|pair| pair[0].change == Change::Entered && !pair[0].id.starts_with(DIRECT));
+    entered.filter(|pair| !at_once(pair)).count()
+}
+
+fn idle(asked: &[Asked], accounts: &[Account], window: Span) -> f64 {
+    let late = |spans: Vec<Span>| spans.into_iter().map(|(from, to)| (from + ON_ITS_WAY_US, to));
+    let waits: Vec<Span> = late(waits(asked, accounts)).collect();
+    let needs: HashMap<&str, u64> = asked.iter().map(|asked| (asked.id.as_str(), asked.kv_tokens)).collect();
+    let free: Vec<Span> = accounts.iter().flat_map(|account| late(free(account, &needs, window))).collect();
+    let out = accounts.iter().flat_map(|account| &account.out);
+    let lost: u64 = out.map(|out| length(clip(*out, window))).sum();
+    let all = (window.1 - window.0) * accounts.len() as u64 - lost;
+    overlap(&free, &waits, window) as f64 / all.max(1) as f64
+}
+
+/// When each request had been sent and had no slot. One that is given up at one server and begun at another waits in
+/// between; one that had its answer does not wait for having it read.
+fn waits(asked: &[Asked], accounts: &[Account]) -> Vec<Span> {
+    let mut at_servers: HashMap<&str, Vec<(u64, Change)>> = HashMap::new();
+    for (account, step) in accounts.iter().flat_map(|account| account.steps.iter().map(move |step| (account, step))) {
+        if step.change == Change::Gone {
+            let inside = account.steps.iter().filter(|other| other.at <= step.at && other.change == Change::Began);
+            inside.for_each(|began| at_servers.entry(&began.id).or_default().push((step.at, Change::Left)));
+        } else {
+            at_servers.entry(&step.id).or_default().push((step.at, step.change));
+        }
+    }
+    let mut spans = Vec::new();
+    for asked in asked {
+        let mut steps = at_servers.remove(asked.id.as_str()).unwrap_or_default();
+        steps.sort_by_key(|(at, _)| *at);
+        let mut since = Some(asked.sent);
+        for (at, change) in steps {
+            match (change, since) {
+                (Change::Began, Some(from)) => {
+                    spans.push((from, at));
+                    since = None;
+                }
+                (Change::Left, None) => since = Some(at),
+                _ => {}
+            }
+        }
+        // Left without having begun again: it was answered, or nobody tried again.
+        let never_began = since == Some(asked.sent);
+        spans.extend(since.filter(|_| never_began).map(|from| (from, asked.ended)));
+    }
+    spans
+}
+
+/// When a server had a slot free, memory for a request of the mean size, and nobody inside who waited; never while it
+/// was out.
+fn free(account: &Account, needs: &HashMap<&str, u64>, window: Span) -> Vec<Span> {
+    let mean = needs.values().sum::<u64>() / (needs.len() as u64).max(1);
+    let mut running: HashMap<&str, u64> = HashMap::new();
+    let mut spans = Vec::new();
+    let mut since = Some(window.0);
+    for step in &account.steps {
+        match step.change {
+            Change::Entered => {}
+            Change::Began => drop(running.insert(&step.id, needs.get(step.id.as_str()).copied().unwrap_or_default())),
+            Change::Left => drop(running.remove(step.id.as_str())),
+            Change::Gone => running.clear(),
+        }
+        let has_memory = running.values().sum::<u64>() + mean <= account.kv_tokens;
+        let is_free = step.running < account.slots && step.waiting == 0 && has_memory;
+        match since {
+            Some(from) if !is_free => {
+                spans.push((from, step.at));
+                since = None;
+            }
+            None if is_free => since = Some(step.at),
+            _ => {}
+        }
+    }
+    spans.extend(since.map(|from| (from, window.1)));
+    account.out.iter().fold(spans, |spans, out| spans.into_iter().flat_map(|span| without(span, *out)).collect())
+}
+
+/// What is left of a span around another; may be nothing.
+fn without(span: Span, out: Span) -> impl Iterator<Item = Span> {
+    [(span.0, span.1.min(out.0)), (span.0.max(out.1), span.1)].into_iter().filter(|(from, to)| from < to)
+}
+
+fn clip(span: Span, window: Span) -> Span {
+    (span.0.max(window.0), span.1.min(window.1))
+}
+
+fn length((from, to): Span) -> u64 {
+    to.saturating_sub(from)
+}
+
+/// Time of the spans, added up, in which there is at least one of the `others`.
+fn overlap(spans: &[Span], others: &[Span], window: Span) -> u64 {
+    let mut events: Vec<(u64, i64, i64)> = Vec::new();
+    let mut note = |spans: &[Span], one: i64, other: i64| {
+        for (from, to) in spans.iter().map(|span| clip(*span, window)).filter(|span| span.0 < span.1) {
+            events.extend([(from, one, other), (to, -one, -other)]);
+        }
+    };
+    note(spans, 1, 0);
+    note(others, 0, 1);
+    events.sort_unstable();
+    let (mut total, mut before, mut spans, mut others) = (0, window.0, 0, 0);
+    for (at, one, other) in events {
+        if others > 0 {
+            total += (at - before) * u64::try_from(spans).unwrap_or_default();
+        }
+        (before, spans, others) = (at, spans + one, others + other);
+    }
+    total
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(id: &str, sent: u64, first: Option<u64>, ended: u64, outcome: Outcome) -> Asked {
+        Asked { id: id.to_owned(), kv_tokens: 60, sent, first, ended, outcome }
+    }
+
+    fn account(slots: usize, steps: &str) -> Account {
+        Account {
+            slots,
+            kv_tokens: u64::MAX,
+            steps: steps.split(';').filter_map(Step::parse).collect(),
+            out: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn overlap_adds_up_the_ones_under_any_of_the_others() {
+        assert_eq!(overlap(&[(0, 10), (5, 10)], &[(4, 6), (5, 8)], (0, 100)), 4 + 3);
+        assert_eq!(overlap(&[(0, 10)], &[], (0, 100)), 0);
+        assert_eq!(overlap(&[(0, 10)], &[(0, 10)], (8, 100)), 2);
+    }
+
+    #[test]
+    fn a_slot_that_is_free_while_somebody_waits_is_idle() {
+        let second = 1_000_000;
+        let asks = [asked("a", 0, Some(second), 2 * second, Outcome::Complete)];
+        let busy = account(1, "0 began x 1 0;2000000 left x 0 0");
+        let waits = account(1, "500000 entered a 0 1;500000 began a 1 0;2000000 left a 0 0");
+        let measured = measure(&asks, &[busy, waits], (0, 2 * second));
+        assert!((measured.idle - 0.48 / 4.0).abs() < 1e-9, "half a second but what it takes: {}", measured.idle);
+        assert_eq!((measured.offered, measured.goodput, measured.overfilled), (0.5, 0.5, 0));
+    }
+
+    #[test]
+    fn a_server_that_is_out_has_no_free_slot() {
+        let mut account = account(1, "10 began a 1 0;20 left a 0 0");
+        account.out = vec![(30, 50), (90, u64::MAX)];
+        assert_eq!(free(&account, &HashMap::new(), (0, 100)), [(0, 10), (20, 30), (50, 90)]);
+    }
+
+    #[test]
+    fn a_slot_without_memory_is_not_free() {
+        let account = Account { kv_tokens: 100, ..account(2, "10 began a 1 0;20 left a 0 0") };
+        assert_eq!(free(&account, &HashMap::from([("a", 60)]), (0, 100)), [(0, 10), (20, 100)]);
+        assert_eq!(free(&account, &HashMap::from([("a", 40)]), (0, 100)), [(0, 100)]);
+    }
+
+    #[test]
+    fn a_request_that_was_begun_twice_waited_twice() {
+        let asks = [asked("a", 0, Some(60), 70, Outcome::Complete)];
+        let accounts = [account(1, "5 entered a 0 1;5 began a 1 0"), account(1, "40 began a 1 0;65 left a 0 0")];
+        let [mut gone, other] = accounts;
+        gone.steps.push(Step { at: 20, change: Change::Gone, id: String::new(), running: 0, waiting: 0 });
+        assert_eq!(waits(&asks, &[gone, other]), [(0, 5), (20, 40)]);
+        assert_eq!(waits(&[asked("b", 3, None, 9, Outcome::Failed)], &[]), [(3, 9)]);
+    }
+
+    #[test]
+    fn over_filled_is_who_comes_when_all_slots_are_taken() {
+        let steps = "1 entered a 0 1;1 began a 1 0;2 entered b 1 1;3 entered direct-1 1 2;4 left a 0 2";
+        assert_eq!((overfilled(&account(1, steps)), waited_inside(&account(1, steps))), (1, 1));
+        assert_eq!((overfilled(&account(2, steps)), waited_inside(&account(2, steps))), (0, 1), "for memory");
+    }
+}
