@@ -110,7 +110,9 @@ pub fn all() -> Vec<Scenario> {
             Trouble::None,
         ),
         Scenario::new("fifty, bursts", fifty.collect(), BURSTS, Trouble::None),
-        Scenario::new("second replica", mixed(), BURSTS, Trouble::SecondReplica).quick(),
+        Scenario::new("second replica, alike", four.clone(), BURSTS, Trouble::SecondReplica).quick(),
+        // Ollama reports no load: nobody can know there what another replica does.
+        Scenario::new("second replica, mixed", mixed(), BURSTS, Trouble::SecondReplica),
         Scenario::new("one full of others", four.clone(), Load { share: 0.55, ..BURSTS }, Trouble::DirectLoad).quick(),
         Scenario::new("one hung", four.clone(), Load { share: 0.55, ..BURSTS }, Trouble::Hang).quick(),
         Scenario::new("one restarting", four, Load { share: 0.55, ..BURSTS }, Trouble::Restart).quick(),
