@@ -79,6 +79,7 @@ pub(super) struct Capacity {
     pub stale_after: Typed<Positive>,
     pub max_waiting: Typed<u32>,
     pub max_kv_cache: Typed<Fraction>,
+    pub replicas: Typed<NonZeroU32>,
     pub cost: Cost,
 }
 

@@ -226,6 +226,8 @@ pub struct Capacity {
     pub max_waiting: u32,
     /// An engine with a fuller KV-cache than this (0 to 1) is busy.
     pub max_kv_cache: f64,
+    /// Proxies that share the fleet, this one among them; at least 1.
+    pub replicas: u32,
     /// What requests cost.
     pub cost: Cost,
 }

@@ -313,6 +313,7 @@ pub(super) mod tests {
             stale_after: Duration::from_secs(5),
             max_waiting: 0,
             max_kv_cache: 0.95,
+            replicas: 1,
             cost: crate::config::Cost { image: 0.0, mib: 0.0 },
         }
     }
@@ -321,7 +322,7 @@ pub(super) mod tests {
     pub fn backend_with(queue: &Arc<Queue>, slots: u32) -> Arc<Backend> {
         let url = BackendUrl { host: "127.0.0.1".into(), port: 1, prefix: String::new() };
         let backend = Backend::new("test", url, Arc::clone(queue));
-        backend.configure(Some(slots), None);
+        backend.configure(Some(slots), None, 1);
         backend.reported_in(&Report::default(), &limits());
         backend
     }
@@ -364,10 +365,12 @@ pub(super) mod tests {
     fn slots_come_from_configuration_then_report_then_learning() {
         let backend = backend_with(&Queue::new(0, 0), 3);
         assert_eq!((backend.slots(), backend.slots_from()), (3, "config"));
-        backend.configure(None, None);
+        backend.configure(None, None, 1);
         assert_eq!((backend.slots(), backend.slots_from()), (super::super::limit::FIRST, "learned"));
         backend.reported_in(&Report { limit: Some(4), ..Report::default() }, &limits());
         assert_eq!((backend.slots(), backend.slots_from()), (4, "reported"));
+        backend.configure(Some(9), None, 2);
+        assert_eq!((backend.slots(), backend.slots_from()), (4, "config"), "its part of what two proxies share");
     }
 
     #[test]

@@ -17,6 +17,8 @@ pub struct Known {
     pub engine: Option<Engine>,
     pub configured_slots: Option<u32>,
     pub reported_slots: Option<u32>,
+    /// Proxies that share its slots, besides this one.
+    pub other_replicas: u32,
     pub learned: Learned,
     pub health: Health,
     /// Attempts of the last half minute.
@@ -35,16 +37,17 @@ pub struct Known {
 }
 
 impl Known {
-    /// The number of slots where it is somebody's word.
+    /// The number of all its slots where it is somebody's word.
     pub fn told_slots(&self) -> Option<u32> {
         self.configured_slots.or(self.reported_slots)
     }
 
-    /// The number of slots and where it comes from.
+    /// The number of slots that are this proxy's part, and where it comes from. What is learned is ours alone.
     pub fn slots(&self) -> (u32, &'static str) {
+        let part = |slots: u32| (slots / (self.other_replicas + 1)).max(1);
         match (self.configured_slots, self.reported_slots) {
-            (Some(slots), _) => (slots, "config"),
-            (None, Some(slots)) => (slots, "reported"),
+            (Some(slots), _) => (part(slots), "config"),
+            (None, Some(slots)) => (part(slots), "reported"),
             (None, None) => (self.learned.slots(), "learned"),
         }
     }

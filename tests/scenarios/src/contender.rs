@@ -84,9 +84,10 @@ const START: Duration = Duration::from_secs(10);
 async fn vision_proxy(setting: &Setting<'_>, replica: usize) -> anyhow::Result<Front> {
     let mut config = format!(
         "listen = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n[plugins]\npolicy = \"least-busy\"\n\
-         [timeouts]\nfirst_byte = \"{}s\"\n[capacity]\npoll_interval = \"{}ms\"\n",
+         [timeouts]\nfirst_byte = \"{}s\"\n[capacity]\npoll_interval = \"{}ms\"\nreplicas = {}\n",
         setting.patience.as_secs(),
-        setting.poll_interval.as_millis()
+        setting.poll_interval.as_millis(),
+        setting.replicas
     );
     for (index, backend) in setting.fleet.iter().enumerate() {
         let (url, engine, slots) = (backend.address, backend.gpu.engine, backend.gpu.slots);

@@ -145,6 +145,7 @@ pub fn config(view: &View) -> Value {
                 "stale_after": seconds(config.capacity.stale_after),
                 "max_waiting": config.capacity.max_waiting,
                 "max_kv_cache": config.capacity.max_kv_cache,
+                "replicas": config.capacity.replicas,
                 "cost": {"image": config.capacity.cost.image, "mib": config.capacity.cost.mib},
             },
             "queue": {

@@ -20,9 +20,10 @@ const FAILED_AS_US: u32 = 10_000_000;
 
 impl Backend {
     /// Takes over a changed configuration.
-    pub fn configure(self: &Arc<Self>, slots: Option<u32>, engine: Option<Engine>) {
+    pub fn configure(self: &Arc<Self>, slots: Option<u32>, engine: Option<Engine>, replicas: u32) {
         let mut known = self.known();
         known.configured_slots = slots;
+        known.other_replicas = replicas.saturating_sub(1);
         known.engine = engine.or(known.engine);
         self.set_limit(&known);
         drop(known);

@@ -21,7 +21,7 @@ const BARS: [(&str, &str); 4] =
 const BASE: &str = "nginx";
 
 const WIDTH: f64 = 860.0;
-const LEFT: f64 = 290.0;
+const LEFT: f64 = 310.0;
 const RIGHT: f64 = 60.0;
 const TOP: f64 = 64.0;
 const BAR: f64 = 13.0;
