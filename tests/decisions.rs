@@ -12,7 +12,7 @@ async fn last(proxy: &Proxy) -> Value {
 #[tokio::test]
 async fn a_request_is_explained() {
     let top = "[plugins]\npolicy = \"least-busy\"\n";
-    let (proxy, [a, _b]) = proxied(top, [Setup::named("a").slots(3), Setup::named("b").slots(4)]).await;
+    let (proxy, [_a, _b]) = proxied(top, [Setup::named("a").slots(3), Setup::named("b").slots(4)]).await;
     let reply = proxy.client.chat().await.ok();
     eventually("it is over", async || last(&proxy).await["outcome"] == "answered").await;
     let told = last(&proxy).await;
@@ -29,7 +29,6 @@ async fn a_request_is_explained() {
     let id = reply.header("x-request-id");
     let one = proxy.admin_json(&format!("/api/decisions?request_id={id}")).await;
     assert_eq!(one["decisions"].as_array().map(Vec::len), Some(1));
-    drop(a);
 }
 
 #[tokio::test]

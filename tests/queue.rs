@@ -252,6 +252,17 @@ async fn a_refusal_in_a_bad_moment_is_not_held_against_the_next() {
     let refused = proxy.client.chat().await;
     is_saturated(&refused);
     assert!(after(&refused) < 5_000, "{refused:?}");
+    backend.report(Report::default());
+    eventually("they have gone", async || proxy.backend("a").await["state"] == "available").await;
+    let gate = Gate::closed();
+    backend.always(Answer::json(200, completion(NATIVE).to_string()).behind(&gate));
+    let held = proxy.client.begin_chat();
+    gate.reached_by(1).await;
+    let next = proxy.client.chat().await;
+    is_saturated(&next);
+    assert!(after(&next) < 5_000, "{next:?}");
+    gate.open();
+    held.reply().await.ok();
 }
 
 #[tokio::test]

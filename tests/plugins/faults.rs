@@ -81,14 +81,20 @@ async fn no_fault_costs_a_request_under_load() {
     proxy.falls_idle().await;
 }
 
-#[tokio::test]
-async fn a_content_that_was_rolled_back_never_runs_again() {
-    let (proxy, _backends) = balanced_by(&last_row()).await;
+/// A proxy that ran a good policy, then one that traps, which it rolled back: that one's content is the last.
+async fn gone_back() -> (Proxy, [Backend; 3], Vec<u8>) {
+    let (proxy, backends) = balanced_by(&last_row()).await;
     all_go_to(&proxy, "c").await;
     let wrong = wrong_at_work("unreachable");
     proxy.write_plugin(MY_POLICY, &wrong);
     runs(&proxy, MY_POLICY, &wrong).await;
     answered_until_rolled_back(&proxy, &wrong).await;
+    (proxy, backends, wrong)
+}
+
+#[tokio::test]
+async fn a_content_that_was_rolled_back_never_runs_again() {
+    let (proxy, _backends, wrong) = gone_back().await;
     let first_row = picking(OK);
     proxy.write_plugin(MY_POLICY, &first_row);
     let before = runs(&proxy, MY_POLICY, &first_row).await;
@@ -121,12 +127,7 @@ async fn behind_a_bad_file_of_its_name_stands_the_built_in() {
 
 #[tokio::test]
 async fn faults_stay_counted_when_the_version_before_is_back() {
-    let (proxy, _backends) = balanced_by(&last_row()).await;
-    all_go_to(&proxy, "c").await;
-    let wrong = wrong_at_work("unreachable");
-    proxy.write_plugin(MY_POLICY, &wrong);
-    runs(&proxy, MY_POLICY, &wrong).await;
-    answered_until_rolled_back(&proxy, &wrong).await;
+    let (proxy, _backends, _) = gone_back().await;
     assert!(faults(&proxy, MY_POLICY, "trap").await >= 5.0, "who looks every 15 s must see that there were faults");
 }
 

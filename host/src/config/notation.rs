@@ -112,6 +112,12 @@ impl Notation for NonZeroU64 {
     }
 }
 
+/// A number, written with a point or without.
+fn number(value: &Value) -> Result<f64, Wrong> {
+    let whole = || whole::<i32>(value).ok().map(f64::from);
+    value.as_float().or_else(whole).ok_or(Wrong::Form)
+}
+
 /// Above 0, at most 1.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Fraction(pub f64);
@@ -126,8 +132,7 @@ impl Notation for Fraction {
     const FORM: &'static str = "a number above 0 and at most 1, such as 0.95";
 
     fn read(value: &Value) -> Result<Self, Wrong> {
-        let whole = || whole::<i32>(value).ok().map(f64::from);
-        let number = value.as_float().or_else(whole).ok_or(Wrong::Form)?;
+        let number = number(value)?;
         if number > 0.0 && number <= 1.0 { Ok(Self(number)) } else { Err(Wrong::Form) }
     }
 }
@@ -146,8 +151,7 @@ impl Notation for Amount {
     const FORM: &'static str = "a number from 0 to 1000000, such as 0.5";
 
     fn read(value: &Value) -> Result<Self, Wrong> {
-        let whole = || whole::<i32>(value).ok().map(f64::from);
-        let number = value.as_float().or_else(whole).ok_or(Wrong::Form)?;
+        let number = number(value)?;
         if (0.0..=1e6).contains(&number) { Ok(Self(number)) } else { Err(Wrong::Form) }
     }
 }

@@ -143,16 +143,16 @@ impl<'a> Journey<'a> {
             self.underway.away += took;
             let outcome = ended.as_ref().map_or_else(|ended| ended.cause.counted_as(), |_| AttemptEnd::Answered);
             self.record.get_mut().attempted(chosen.member, outcome.name(), took);
+            chosen.series.attempt(outcome);
             match ended {
                 Ok(begun) => return Ok(self.respond(begun, chosen)),
                 Err(ended) => match self.after(*ended, chosen, sending) {
                     Verdict::Elsewhere => {}
                     Verdict::PassOn => return self.kept_or(ProxyError::Unreachable),
-                    Verdict::Fail(ProxyError::Saturated { .. }) => {
-                        let error = self.saturated(Duration::ZERO);
+                    Verdict::Fail(error) => {
+                        let error = self.with_promise(error);
                         return self.kept_or(error);
                     }
-                    Verdict::Fail(error) => return self.kept_or(error),
                 },
             }
         }
@@ -164,7 +164,6 @@ impl<'a> Journey<'a> {
         let rules = &self.current.snapshot.config.failover;
         let (backend, since_ms) = (Arc::clone(&lease.backend), lease.since_ms);
         tracing::debug!(id = ?self.arrival.request_id, backend = %backend.name, attempt = self.underway.history.attempts, "attempt ended: {why}");
-        chosen.series.attempt(cause.counted_as());
         match cause {
             Cause::Connect => {
                 backend.went_down(&why);
@@ -224,7 +223,6 @@ impl<'a> Journey<'a> {
         if begun.answer.status.as_u16() < 400 {
             begun.lease.backend.began(begun.took, begun.is_stream);
         }
-        chosen.series.attempt(AttemptEnd::Answered);
         let first_token = self.arrival.started.elapsed();
         chosen.series.first_token_seconds.observe(first_token);
         if begun.is_stream && begun.answer.status.is_success() {

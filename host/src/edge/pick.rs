@@ -3,7 +3,7 @@
 //! Whatever the policy says, only an available backend that serves the model and has not failed this
 //! request can come out, and only with a lease on one of its slots.
 
-use std::cell::RefCell;
+use std::cell::{LazyCell, RefCell};
 use std::sync::Arc;
 
 use http::StatusCode;
@@ -246,21 +246,18 @@ fn push_columns(rows: &mut Vec<u32>, columns: &[Column], row: Row<'_>) {
     let Row { candidate, member, held } = row;
     let backend = &member.backend;
     let (slots, taken) = (backend.room(), backend.taken().saturating_sub(held));
-    // The clock is read only for who asks for what may be stale.
-    let is_told =
-        |column: &Column| matches!(column, Column::Running | Column::Waiting | Column::KvPermille | Column::AgeMs);
-    let reported = if columns.iter().any(is_told) { backend.reported() } else { Default::default() };
-    let (running, waiting, kv_permille, age_ms) = reported;
+    // Reads the clock: only for who asks for what may be stale.
+    let reported = LazyCell::new(|| backend.reported());
     rows.extend(columns.iter().map(|column| match column {
         Column::InFlight => backend.in_flight().saturating_sub(held.min(1)),
         Column::Slots => slots,
         Column::Free => slots.saturating_sub(taken).max(1),
         Column::LoadPermille => u32::try_from(u64::from(taken) * 1000 / u64::from(slots.max(1))).unwrap_or(u32::MAX),
         Column::Weight => member.config.weight,
-        Column::Running => running,
-        Column::Waiting => waiting,
-        Column::KvPermille => kv_permille,
-        Column::AgeMs => age_ms,
+        Column::Running => reported.0,
+        Column::Waiting => reported.1,
+        Column::KvPermille => reported.2,
+        Column::AgeMs => reported.3,
         Column::FirstTokenUs => backend.first_byte_us(),
         Column::ErrorsPermille => backend.errors_permille(),
         Column::Loaded => candidate.loaded,

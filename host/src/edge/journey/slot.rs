@@ -23,7 +23,9 @@ impl Journey<'_> {
         let asking = self.asking(sending, tier);
         let holding = match asking.pick() {
             Picked::Slot { candidate, lease } => return Ok((candidate, lease)),
-            Picked::Nobody if self.underway.history.has_failed() => return Err(self.underway.history.error().into()),
+            Picked::Nobody if self.underway.history.has_failed() => {
+                return Err(self.with_promise(self.underway.history.error()).into());
+            }
             Picked::Nobody => return Err(self.nobody().into()),
             Picked::Reject(status) => return Err(ProxyError::Rejected(status).into()),
             Picked::Hold => true,
@@ -121,9 +123,17 @@ impl Journey<'_> {
         if asking.is_anyone_up() { self.saturated(waited) } else { self.nobody() }
     }
 
+    /// Where every backend that was tried is busy, the client is told when to come again as if the line were full.
+    pub(super) fn with_promise(&self, error: ProxyError) -> ProxyError {
+        match error {
+            ProxyError::Saturated { .. } => self.saturated(Duration::ZERO),
+            other => other,
+        }
+    }
+
     /// Full: the client is told when a slot may be expected, by the rate at which slots are freed. Who `waited` in vain
     /// has seen that it takes longer than thought.
-    pub(super) fn saturated(&self, waited: Duration) -> ProxyError {
+    fn saturated(&self, waited: Duration) -> ProxyError {
         let waiting = self.arrival.worker.shared.queue.waiting_for(self.model());
         let freed = freed_per_second(self.everybody().iter());
         let promised = self.served.demand.promise(freed, waiting, self.cost, fastrand::f64());
