@@ -2,6 +2,10 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
+use std::time::Duration;
+
+use tokio::time::Instant;
+
 use crate::support::*;
 
 /// Fails so many of each hundred, evenly spread, and at once.
@@ -86,4 +90,46 @@ async fn a_fleet_that_looks_bad_as_a_whole_stays_in_use_and_says_so() {
     b.heal();
     proxy.client.chat().await.ok();
     assert_eq!(suspect().await, Some(0.0));
+}
+
+/// Out of use after one failure, beside one that is sound; nobody is asked anything between requests.
+async fn one_ejected() -> (Proxy, [Backend; 2]) {
+    let top = "[failover]\neject_after = 1\n[capacity]\npoll_interval = \"1m\"\nstale_after = \"1m\"\n";
+    let (proxy, [a, b]) = proxied(top, [Setup::named("a").slots(1), Setup::named("b").slots(1)]).await;
+    a.always(Answer::nothing().reset());
+    while a.request_count() == 0 {
+        proxy.client.chat().await.ok();
+    }
+    assert_eq!(proxy.backend("a").await["state"], "down");
+    (proxy, [a, b])
+}
+
+#[tokio::test]
+async fn whoever_waits_is_the_trial_as_soon_as_the_back_off_is_over() {
+    let (proxy, [a, b]) = one_ejected().await;
+    a.heal();
+    let ejected = Instant::now();
+    let gate = Gate::closed();
+    b.answer_by({
+        let gate = gate.clone();
+        move |request| engine_answer(request).behind(&gate)
+    });
+    let held = proxy.client.begin_chat();
+    gate.reached_by(1).await;
+    assert_eq!(proxy.client.chat().await.ok().backend(), "a");
+    assert!(ejected.elapsed() < Duration::from_secs(5), "the next poll is a minute away: {:?}", ejected.elapsed());
+    gate.open();
+    held.reply().await.ok();
+}
+
+#[tokio::test]
+async fn a_trial_that_hangs_costs_nobody_an_answer() {
+    let (proxy, [a, _b]) = one_ejected().await;
+    a.always(Answer::nothing().stall());
+    let tried = async || {
+        proxy.client.chat().await.ok();
+        a.request_count() > 1
+    };
+    eventually("a request was the trial", tried).await;
+    assert_eq!(proxy.backend("a").await["state"], "down");
 }

@@ -157,6 +157,7 @@ impl Reading<'_> {
             max_waiting: or(typed.max_waiting, 0),
             max_kv_cache: or(typed.max_kv_cache, 0.95),
             replicas: or(typed.replicas, 1),
+            slow_start: or(typed.slow_start, Duration::from_secs(10)),
             cost: Cost { image: or(typed.cost.image, 0.0), mib: or(typed.cost.mib, 0.0) },
         };
         if capacity.stale_after < capacity.poll_interval {
@@ -366,7 +367,7 @@ mod tests {
     fn numbers_and_times_arrive_as_typed() {
         let config = read(
             r#"
-            capacity = { poll_interval = "300ms", stale_after = "1m 5s", max_waiting = 3, max_kv_cache = 1, replicas = 2, cost = { image = 2, mib = 0.5 } }
+            capacity = { poll_interval = "300ms", stale_after = "1m 5s", max_waiting = 3, max_kv_cache = 1, replicas = 2, slow_start = "2s", cost = { image = 2, mib = 0.5 } }
             queue = { size = 0, bytes = "2MiB", timeout = "2s", spill_after = "0s" }
             failover = { attempts = 1, retry_unanswered = false, eject_after = 9 }
             timeouts = { connect = "1ms", first_byte = "2ms", between_chunks = "3ms", drain = "0s", drain_delay = "0s" }
@@ -381,6 +382,7 @@ mod tests {
             max_waiting: 3,
             max_kv_cache: 1.0,
             replicas: 2,
+            slow_start: s(2),
             cost,
         };
         assert_eq!(config.capacity, capacity);

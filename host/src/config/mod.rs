@@ -228,6 +228,8 @@ pub struct Capacity {
     pub max_kv_cache: f64,
     /// Proxies that share the fleet, this one among them; at least 1.
     pub replicas: u32,
+    /// A backend that returns gets its slots back over this time; zero: at once.
+    pub slow_start: Duration,
     /// What requests cost.
     pub cost: Cost,
 }

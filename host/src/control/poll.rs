@@ -71,6 +71,7 @@ pub fn start(
         tokio::select! {
             () = poll => {}
             () = forget_what_is_stale(&backend) => {}
+            () = wake_as_it_opens(&backend) => {}
         }
     });
     Polling(task.abort_handle())
@@ -85,6 +86,19 @@ async fn forget_what_is_stale(backend: &Arc<Backend>) {
             backend.forget_report();
         }
         sleep(if left.is_zero() { LOOK_FOR_REPORT } else { left }).await;
+    }
+}
+
+/// Whoever waits for a backend is woken at the instant at which it takes more, which may be long before the next poll.
+async fn wake_as_it_opens(backend: &Arc<Backend>) {
+    loop {
+        let Some(left) = backend.opens_in() else {
+            backend.opening.notified().await;
+            continue;
+        };
+        if timeout(left, backend.opening.notified()).await.is_err() {
+            backend.wake();
+        }
     }
 }
 

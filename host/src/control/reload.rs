@@ -82,7 +82,7 @@ pub fn first_snapshot(config: Config, plugins: &Plugins, queue: &Arc<Queue>) -> 
     let (policy, translator) = plugins.active(&config)?;
     let fleet = members(&config, &[], &[], queue)?;
     for member in &fleet {
-        member.backend.configure(member.config.slots, member.config.engine, config.capacity.replicas);
+        member.backend.configure(member.config.slots, member.config.engine, &config.capacity);
     }
     build::snapshot(Parts { config: Arc::new(config), fleet, policy, translator }).map_err(|error| not_started(&error))
 }
@@ -184,9 +184,9 @@ impl Reload {
     /// Asks each new backend once, for a bounded time: what it serves must be known before requests come for it.
     pub async fn ask_first(&mut self, fleet: &[Member]) {
         let (first, mut asked) = mpsc::unbounded_channel();
-        let replicas = self.shared.snapshot.load().config.capacity.replicas;
+        let config = Arc::clone(&self.shared.snapshot.load().config);
         for member in fleet.iter().filter(|member| member.backend.is_unknown()) {
-            member.backend.configure(member.config.slots, member.config.engine, replicas);
+            member.backend.configure(member.config.slots, member.config.engine, &config.capacity);
             self.poll(member, &first);
         }
         drop(first);
@@ -233,7 +233,7 @@ impl Reload {
         self.shared.queue.resize(config.queue.size, config.queue.bytes);
         self.shared.bodies.resize(config.limits.bodies_in_flight_bytes);
         for member in fleet {
-            member.backend.configure(member.config.slots, member.config.engine, config.capacity.replicas);
+            member.backend.configure(member.config.slots, member.config.engine, &config.capacity);
             let is_other = |old: &Member| old.config != member.config || old.authorization != member.authorization;
             if old.iter().any(|old| old.backend.id == member.backend.id && is_other(old)) {
                 // Polled anew, with what is configured now.

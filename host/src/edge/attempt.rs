@@ -23,6 +23,10 @@ const CLOSED_FOR_AGE: Duration = Duration::from_millis(50);
 const SHORTEST_KEEP_ALIVE: Duration = Duration::from_millis(500);
 /// How often a request that waits for its answer looks whether its backend is still there.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// A trial is given up after the longer of this and some times the backend's usual time to the first byte, failures counted
+/// in: another backend then does what was asked of it.
+const TRIAL_PATIENCE: Duration = Duration::from_secs(5);
+const TRIAL_PATIENCE_FACTOR: u32 = 4;
 /// An error's body is kept up to this size, to be passed on where the next backend does no better.
 const KEPT_ERROR_BYTES: usize = 64 * 1024;
 /// An error whose body takes longer than this is passed on without it.
@@ -86,8 +90,9 @@ pub async fn attempt(
     let begun = Instant::now();
     let patience = Patience {
         backend: Arc::clone(&lease.backend),
-        deadline: begun + timeouts.first_byte,
+        deadline: begun + time_to_first_byte(&lease, timeouts),
         may_leave: sending.may_repeat,
+        is_trial: lease.is_trial(),
     };
     lease.backend.attempted();
     let sent = patience.with(send(worker, member, candidate, sending, timeouts)).await;
@@ -104,6 +109,13 @@ pub async fn attempt(
     judge(answer, lease, begun, &patience).await
 }
 
+/// How long the first byte is waited for from the backend that the lease is for.
+fn time_to_first_byte(lease: &Lease, timeouts: &Timeouts) -> Duration {
+    let usual = Duration::from_micros(lease.backend.first_byte_us().into());
+    let trial = TRIAL_PATIENCE.max(usual * TRIAL_PATIENCE_FACTOR);
+    if lease.is_trial() { timeouts.first_byte.min(trial) } else { timeouts.first_byte }
+}
+
 /// How long the first byte of an answer is waited for.
 struct Patience {
     backend: Arc<Backend>,
@@ -111,11 +123,14 @@ struct Patience {
     /// Whether the request may go elsewhere before that, where its backend takes no connections any more: an engine that
     /// shuts down may sit on what it has accepted without a word (vLLM with its default time-out).
     may_leave: bool,
+    is_trial: bool,
 }
 
 /// Why an answer is no longer waited for.
 enum Lost {
     Late,
+    /// A trial, which shall cost nobody an answer.
+    LateOnTrial,
     Gone,
 }
 
@@ -126,7 +141,9 @@ impl Patience {
             let look = if self.may_leave { self.deadline.min(Instant::now() + LOOK_EVERY) } else { self.deadline };
             match timeout_at(look, work.as_mut()).await {
                 Ok(done) => return Ok(done),
-                Err(_) if look >= self.deadline => return Err(Lost::Late),
+                Err(_) if look >= self.deadline => {
+                    return Err(if self.is_trial { Lost::LateOnTrial } else { Lost::Late });
+                }
                 Err(_) if self.backend.is_gone() => return Err(Lost::Gone),
                 Err(_) => {}
             }
@@ -214,6 +231,7 @@ impl Ended {
     fn lost(lost: Lost, lease: Lease) -> Box<Self> {
         match lost {
             Lost::Late => Self::new(Cause::Timeout, "no answer in time".into(), lease),
+            Lost::LateOnTrial => Self::new(Cause::Unanswered, "no answer to the trial in time".into(), lease),
             Lost::Gone => Self::new(Cause::Unanswered, "it takes no connections any more".into(), lease),
         }
     }

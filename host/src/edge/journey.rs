@@ -169,7 +169,8 @@ impl<'a> Journey<'a> {
                 backend.went_down(&why);
                 backend.poll_now.notify_one();
             }
-            Cause::Busy => self.leave_alone(&backend, pause),
+            // Who waits for it is woken when that is over.
+            Cause::Busy => backend.pushed_back(pause),
             Cause::Unanswered | Cause::Invalid | Cause::Timeout => backend.failed(&why, rules.eject_after, since_ms),
             // Who is to blame is known only when another backend has been asked; and a connection that was
             // closed for its age is nobody's fault.
@@ -190,16 +191,6 @@ impl<'a> Journey<'a> {
             self.underway.kept = Some(Kept { response, backend, why, since_ms });
         }
         self.underway.history.after(cause, rules, sending.repeatable)
-    }
-
-    /// A backend that says it is busy gets nothing more for a while; then whoever waits for it is woken.
-    fn leave_alone(&self, backend: &Arc<Backend>, pause: Duration) {
-        backend.pushed_back(pause);
-        let backend = Arc::clone(backend);
-        tokio::task::spawn_local(async move {
-            tokio::time::sleep(pause).await;
-            backend.wake();
-        });
     }
 
     fn dress<'b>(&'b self, candidate: &'b Candidate) -> Dress<'b> {

@@ -24,8 +24,6 @@ use crate::config::BackendUrl;
 
 /// An engine that restarts refuses connections for a moment, and one that shuts down until it is gone: past this it is.
 const GONE_AFTER_MS: u64 = 3_000;
-/// After a return, slots grow from one to all of them over this time.
-const GROW_BACK_MS: u64 = 10_000;
 /// Without a new failure the average of errors halves in this time.
 const ERRORS_HALVE_MS: u64 = 5_000;
 
@@ -39,6 +37,8 @@ pub struct Backend {
     live: CachePadded<Live>,
     /// Set by control, read by the poller: somebody wants a poll now.
     pub poll_now: Notify,
+    /// [`Backend::opens_in`] has changed.
+    pub opening: Notify,
     known: Mutex<Known>,
     queue: Arc<Queue>,
 }
@@ -52,6 +52,7 @@ impl Backend {
             url,
             live: CachePadded::new(Live::new()),
             poll_now: Notify::new(),
+            opening: Notify::new(),
             known: Mutex::default(),
             queue,
         })
@@ -222,15 +223,32 @@ impl Backend {
 
     /// Slots it has now, whoever takes them.
     pub fn slots(&self) -> u32 {
-        let (slots, since) = (self.live.limit.load(SeqCst), self.live.growing_since_ms.load(SeqCst));
+        let slots = self.live.limit.load(SeqCst);
+        self.grown(slots).map_or(slots, |(grown, _)| grown)
+    }
+
+    /// While its slots grow back: how many of them it has, and when it has the next.
+    fn grown(&self, slots: u32) -> Option<(u32, u64)> {
+        let since = self.live.growing_since_ms.load(SeqCst);
         if since == 0 {
             // It never went: no need to look at the clock.
-            return slots;
+            return None;
         }
-        match now_ms().saturating_sub(since) {
-            age if age < GROW_BACK_MS => ((u64::from(slots) * age / GROW_BACK_MS) as u32).max(1),
-            _ => slots,
-        }
+        let over = self.live.slow_start_ms.load(Relaxed);
+        let age = now_ms().saturating_sub(since);
+        let grown = ((u64::from(slots) * age).checked_div(over)? as u32).max(1);
+        (grown < slots).then(|| (grown, since + (u64::from(grown + 1) * over).div_ceil(slots.into())))
+    }
+
+    /// How long until it takes more requests without a word from anybody: it wanted to be left alone, is out of use for
+    /// a while, or its slots grow back. `None` where nothing of this is so.
+    pub fn opens_in(&self) -> Option<Duration> {
+        let now = now_ms();
+        let told = Some(self.live.busy_until_ms.load(SeqCst)).filter(|until| *until > now);
+        let ejected = if self.is_suspended() { self.known().health.ejected_until() } else { None };
+        let grown = self.grown(self.live.limit.load(SeqCst)).map(|(_, next)| next);
+        let next = [told, ejected.filter(|until| *until > now), grown].into_iter().flatten().min()?;
+        Some(Duration::from_millis(next.saturating_sub(now).max(1)))
     }
 
     /// Slots that ours may take now: all that it has, less what its last report leaves to others.
@@ -314,6 +332,7 @@ pub(super) mod tests {
             max_waiting: 0,
             max_kv_cache: 0.95,
             replicas: 1,
+            slow_start: Duration::from_secs(10),
             cost: crate::config::Cost { image: 0.0, mib: 0.0 },
         }
     }
@@ -322,7 +341,7 @@ pub(super) mod tests {
     pub fn backend_with(queue: &Arc<Queue>, slots: u32) -> Arc<Backend> {
         let url = BackendUrl { host: "127.0.0.1".into(), port: 1, prefix: String::new() };
         let backend = Backend::new("test", url, Arc::clone(queue));
-        backend.configure(Some(slots), None, 1);
+        backend.configure(Some(slots), None, &limits());
         backend.reported_in(&Report::default(), &limits());
         backend
     }
@@ -365,11 +384,11 @@ pub(super) mod tests {
     fn slots_come_from_configuration_then_report_then_learning() {
         let backend = backend_with(&Queue::new(0, 0), 3);
         assert_eq!((backend.slots(), backend.slots_from()), (3, "config"));
-        backend.configure(None, None, 1);
+        backend.configure(None, None, &limits());
         assert_eq!((backend.slots(), backend.slots_from()), (super::super::limit::FIRST, "learned"));
         backend.reported_in(&Report { limit: Some(4), ..Report::default() }, &limits());
         assert_eq!((backend.slots(), backend.slots_from()), (4, "reported"));
-        backend.configure(Some(9), None, 2);
+        backend.configure(Some(9), None, &Capacity { replicas: 2, ..limits() });
         assert_eq!((backend.slots(), backend.slots_from()), (4, "config"), "its part of what two proxies share");
     }
 
@@ -396,5 +415,28 @@ pub(super) mod tests {
         assert_eq!(backend.state(), State::Down);
         backend.reported_in(&Report::default(), &limits());
         assert_eq!((backend.state(), backend.slots()), (State::Available, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_known_when_it_takes_more_without_a_word() {
+        let backend = backend_with(&Queue::new(0, 0), 4);
+        assert_eq!(backend.opens_in(), None);
+        backend.pushed_back(Duration::from_secs(7));
+        assert_eq!(backend.opens_in(), Some(Duration::from_secs(7)));
+        for _ in 0..5 {
+            backend.failed("reset", 5, now_ms());
+        }
+        let ejected = backend.opens_in().unwrap().as_millis();
+        assert!((1_000..=1_500).contains(&ejected), "{ejected} ms");
+        let backend = backend_with(&Queue::new(0, 0), 4);
+        backend.went_down("refused");
+        backend.reported_in(&Report::default(), &limits());
+        for slots in 1..4 {
+            let next = backend.opens_in().unwrap();
+            tokio::time::sleep(next - Duration::from_millis(1)).await;
+            assert_eq!(backend.slots(), slots);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!((backend.slots(), backend.opens_in()), (4, None));
     }
 }

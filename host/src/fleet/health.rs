@@ -47,6 +47,11 @@ impl Health {
         matches!(self, Self::Ejected { until_ms, .. } if now_ms < until_ms)
     }
 
+    /// Until when it is or was out of use; `None` where it is not suspended.
+    pub fn ejected_until(self) -> Option<u64> {
+        if let Self::Ejected { until_ms, .. } = self { Some(until_ms) } else { None }
+    }
+
     fn ejected(times: u32, now_ms: u64, jitter: f64) -> Self {
         let doubled = FIRST_BACK_OFF_MS << (times - 1).min(6);
         let capped = doubled.min(LONGEST_BACK_OFF_MS);

@@ -29,6 +29,11 @@ impl Lease {
         Self { backend, since_ms: now_ms(), cost, is_trial, is_whole: false, held: true }
     }
 
+    /// Whether it is the trial of a backend that was put out of use.
+    pub fn is_trial(&self) -> bool {
+        self.is_trial
+    }
+
     /// Slots that it takes.
     pub fn cost(&self) -> u32 {
         self.cost

@@ -24,6 +24,8 @@ pub struct Live {
     pub limit: AtomicU32,
     /// Since when its slots grow back; 0 where they do not.
     pub growing_since_ms: AtomicU64,
+    /// Over which time they do.
+    pub slow_start_ms: AtomicU64,
     /// Its trial is under way.
     pub on_trial: AtomicBool,
     pub reach: AtomicU8,
@@ -61,6 +63,7 @@ impl Live {
             most_held: AtomicU32::new(0),
             limit: AtomicU32::new(super::limit::FIRST),
             growing_since_ms: AtomicU64::new(0),
+            slow_start_ms: AtomicU64::new(0),
             on_trial: AtomicBool::new(false),
             reach: AtomicU8::new(REACH_UNKNOWN),
             draining: AtomicBool::new(false),

@@ -16,6 +16,10 @@ use tokio::sync::oneshot;
 
 use super::backend::Backend;
 use super::lease::Lease;
+use crate::clock::now_ms;
+
+/// Who has waited for so long may go to a backend that others keep full, as one of many in its line.
+const STARVED_MS: u64 = 5_000;
 
 /// One line for the whole fleet. Models share it: a request passes those before it only where they
 /// cannot use the backend that became free.
@@ -62,6 +66,7 @@ struct Waiter {
     may_try: bool,
     cost: u32,
     bytes: u64,
+    since_ms: u64,
     give: oneshot::Sender<Given>,
 }
 
@@ -90,6 +95,8 @@ pub struct Wish<'a> {
     pub cost: u32,
     /// Size of its body.
     pub bytes: u64,
+    /// When it began to wait, by [`now_ms`].
+    pub since_ms: u64,
 }
 
 /// How the wait of a request ends.
@@ -198,9 +205,14 @@ impl Queue {
         wanted
     }
 
-    /// Whether somebody in line could use this backend.
-    pub fn is_wanted(&self, backend: &Backend) -> bool {
-        self.waiting() > 0 && self.line().waiters.iter().any(|waiter| waiter.can_use(backend.id))
+    /// Whether somebody has been in line for very long who could use this backend.
+    pub fn is_starving(&self, backend: &Backend) -> bool {
+        if self.waiting() == 0 {
+            return false;
+        }
+        let now = now_ms();
+        let starves = |waiter: &Waiter| now.saturating_sub(waiter.since_ms) >= STARVED_MS && waiter.can_use(backend.id);
+        self.line().waiters.iter().any(starves)
     }
 
     /// Lets those go whose every backend has left the fleet: they have to look for others.
@@ -235,10 +247,10 @@ impl Queue {
             self.waiting.store(line.waiters.len(), SeqCst);
             return Err(Refused);
         }
-        let Wish { flow, wants, all, not, may_try, cost, bytes } = wish;
+        let Wish { flow, wants, all, not, may_try, cost, bytes, since_ms } = wish;
         let (wants, all) = (Arc::clone(wants), Arc::clone(all));
         let (give, given) = oneshot::channel();
-        line.insert(Waiter { turn, flow, wants, all, not: not.into(), may_try, cost, bytes, give });
+        line.insert(Waiter { turn, flow, wants, all, not: not.into(), may_try, cost, bytes, since_ms, give });
         self.waiting.store(line.waiters.len(), SeqCst);
         Ok(Place { queue: Arc::clone(self), turn, given })
     }
@@ -341,7 +353,7 @@ mod tests {
 
     fn wish(wants: &Arc<[Arc<Backend>]>) -> Wish<'_> {
         let flow = Flow { model: 0, tenant: 0 };
-        Wish { flow, wants, all: wants, not: &[], may_try: true, cost: 1, bytes: 10 }
+        Wish { flow, wants, all: wants, not: &[], may_try: true, cost: 1, bytes: 10, since_ms: now_ms() }
     }
 
     fn enter(queue: &Arc<Queue>, backend: &Arc<Backend>) -> Place {

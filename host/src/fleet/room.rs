@@ -7,10 +7,6 @@
 //! Replicas see each other a report late. So what others leave is given up at once and taken half at a time, or they
 //! would all fill what was free, then all retreat, for ever. The last slot is taken by chance, but by who has none.
 
-/// Closed by others alone for so long, one request may go, where somebody waits: two replicas that would each
-/// fill every slot come to share so. The engine has it in line for a moment at worst.
-const STARVED_MS: u64 = 5_000;
-
 /// What a report says, beside what we know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reported {
@@ -21,8 +17,10 @@ pub struct Reported {
     pub ours: u32,
     /// Slots that ours take now.
     pub taken: u32,
-    /// Somebody waits for a slot here.
-    pub is_wanted: bool,
+    /// Its KV-cache would not hold another request like those in it.
+    pub is_tight: bool,
+    /// Somebody has waited for very long who could go here.
+    pub is_starving: bool,
     /// A coin that was tossed.
     pub is_heads: bool,
 }
@@ -34,13 +32,15 @@ pub struct Share {
     pub ceiling: Option<u32>,
     /// The report showed nobody but us, and no line.
     alone: bool,
-    closed_since_ms: Option<u64>,
+    /// The most slots that ours may take since they, and nobody else's, stood in line inside: the engine holds fewer than
+    /// is said of it, mostly for want of KV-cache. One more with each report that shows all of them in use and no line.
+    most: Option<u32>,
 }
 
 impl Share {
     /// After a report. `slots`: what the backend has, where that is a word of configuration or engine. A learned number
     /// is none: it grows only while it is reached, and the engine's line tells whether that is too much.
-    pub fn after(self, reported: Reported, slots: Option<u32>, max_waiting: u32, now_ms: u64) -> Self {
+    pub fn after(self, reported: Reported, slots: Option<u32>, max_waiting: u32) -> Self {
         // So many of ours must end before the engine has nothing in line; only then is there room for another.
         let too_many = reported.waiting.unwrap_or(0).saturating_sub(max_waiting);
         let by_line = (too_many > 0).then(|| reported.taken.saturating_sub(too_many));
@@ -56,14 +56,23 @@ impl Share {
             left if left == before + 1 && before > 0 && !reported.is_heads => before,
             left => before + (left - before).div_ceil(2),
         };
-        let is_closed = ceiling == 0 && too_many == 0;
-        let closed_since_ms = is_closed.then(|| self.closed_since_ms.unwrap_or(now_ms));
-        let is_starved = closed_since_ms.is_some_and(|since| now_ms.saturating_sub(since) >= STARVED_MS);
-        if is_starved && reported.is_wanted {
+        if ceiling == 0 && too_many == 0 && reported.is_starving {
+            // Two replicas that would each fill every slot come to share so. The engine has it in line for a moment.
             ceiling = 1;
         }
-        let ceiling = by_line.map_or(ceiling, |by_line| by_line.min(ceiling));
-        Self { ceiling: (ceiling < slots).then_some(ceiling), alone, closed_since_ms }
+        let most = self.most_after(reported, running, others == 0 && too_many > 0).filter(|most| *most < slots);
+        let ceiling = ceiling.min(by_line.unwrap_or(slots)).min(most.unwrap_or(slots));
+        Self { ceiling: (ceiling < slots).then_some(ceiling), alone, most }
+    }
+
+    /// A line is answered by a quarter fewer, or by as many as did run: some engines have new requests in line for a step
+    /// whatever they have room for.
+    fn most_after(self, reported: Reported, running: u32, is_our_line: bool) -> Option<u32> {
+        if is_our_line {
+            return Some(running.max(reported.ours.saturating_sub((reported.ours / 4).max(1))));
+        }
+        let grows = |most: &u32| reported.ours >= *most && !reported.is_tight;
+        self.most.map(|most| most + u32::from(grows(&most)))
     }
 }
 
@@ -72,12 +81,20 @@ mod tests {
     use super::*;
 
     fn at(running: u32, waiting: u32, ours: u32) -> Reported {
-        Reported { running: Some(running), waiting: Some(waiting), ours, taken: ours, is_wanted: true, is_heads: true }
+        Reported {
+            running: Some(running),
+            waiting: Some(waiting),
+            ours,
+            taken: ours,
+            is_tight: false,
+            is_starving: false,
+            is_heads: true,
+        }
     }
 
     /// The ceiling after the first report.
     fn ceiling(reported: Reported, slots: Option<u32>, max_waiting: u32) -> Option<u32> {
-        Share::default().after(reported, slots, max_waiting, 0).ceiling
+        Share::default().after(reported, slots, max_waiting).ceiling
     }
 
     #[test]
@@ -86,6 +103,8 @@ mod tests {
         assert_eq!(ceiling(at(3, 0, 3), Some(8), 0), None);
         assert_eq!(ceiling(at(5, 0, 3), Some(8), 0), Some(6));
         assert_eq!(ceiling(at(20, 0, 3), Some(8), 0), Some(0));
+        let starving = Reported { is_starving: true, ..at(20, 0, 3) };
+        assert_eq!(ceiling(starving, Some(8), 0), Some(1), "one of many, for who has waited for very long");
     }
 
     #[test]
@@ -112,14 +131,36 @@ mod tests {
 
     #[test]
     fn what_others_leave_is_taken_half_at_a_time_and_whole_once_they_are_gone() {
-        let mut share = Share::default().after(at(9, 0, 1), Some(8), 0, 0);
+        let mut share = Share::default().after(at(9, 0, 1), Some(8), 0);
         assert_eq!(share.ceiling, Some(0));
         let mut next = |running| {
-            share = share.after(at(running, 0, 0), Some(8), 0, 1_000);
+            share = share.after(at(running, 0, 0), Some(8), 0);
             share.ceiling
         };
         assert_eq!([next(2), next(2), next(2), next(5)], [Some(3), Some(5), Some(6), Some(3)]);
         assert_eq!([next(0), next(0)], [Some(6), None]);
+    }
+
+    #[test]
+    fn an_engine_that_holds_fewer_than_is_said_gets_no_more_than_it_held() {
+        let mut share = Share::default();
+        let mut next = |reported: Reported| {
+            share = share.after(reported, Some(8), 0);
+            share.ceiling
+        };
+        assert_eq!(next(at(5, 3, 8)), Some(5), "those in line must end first");
+        assert_eq!(next(at(5, 0, 5)), Some(6), "not all of them were in use");
+        assert_eq!(next(at(6, 0, 6)), Some(7));
+        assert_eq!(next(at(5, 2, 7)), Some(5));
+        assert_eq!(next(Reported { is_tight: true, ..at(6, 0, 6) }), Some(6));
+        assert_eq!([next(at(6, 0, 6)), next(at(7, 0, 7))], [Some(7), None]);
+    }
+
+    #[test]
+    fn a_line_for_a_moment_costs_little() {
+        let share = Share::default().after(at(1, 7, 8), Some(8), 0);
+        let share = share.after(at(8, 0, 8), Some(8), 0);
+        assert_eq!((share.most, share.after(at(8, 0, 8), Some(8), 0).most), (Some(7), None));
     }
 
     /// Two replicas before one engine of so many slots, each with more requests than that: what each takes, a report
@@ -128,12 +169,12 @@ mod tests {
         let mut shares = [Share::default(); 2];
         let mut taken = [slots, if together { slots } else { 0 }];
         let (mut seen, mut coin) = (Vec::new(), fastrand::Rng::with_seed(u64::from(slots)));
-        for second in 1..100 {
+        for _ in 1..100 {
             let all: u32 = taken.iter().sum();
             let (running, waiting) = (all.min(slots), all.saturating_sub(slots));
             for (share, taken) in shares.iter_mut().zip(&mut taken) {
-                let reported = Reported { is_heads: coin.bool(), ..at(running, waiting, *taken) };
-                *share = share.after(reported, Some(slots), 0, second * 1_000);
+                let reported = Reported { is_starving: true, is_heads: coin.bool(), ..at(running, waiting, *taken) };
+                *share = share.after(reported, Some(slots), 0);
                 // It fills what it may.
                 *taken = share.ceiling.unwrap_or(slots);
             }

@@ -84,7 +84,8 @@ const START: Duration = Duration::from_secs(10);
 async fn vision_proxy(setting: &Setting<'_>, replica: usize) -> anyhow::Result<Front> {
     let mut config = format!(
         "listen = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n[plugins]\npolicy = \"least-busy\"\n\
-         [timeouts]\nfirst_byte = \"{}s\"\n[capacity]\npoll_interval = \"{}ms\"\nreplicas = {}\n",
+         [timeouts]\nfirst_byte = \"{}s\"\n[capacity]\npoll_interval = \"{}ms\"\nreplicas = {}\n\
+         slow_start = \"2s\"\n",
         setting.patience.as_secs(),
         setting.poll_interval.as_millis(),
         setting.replicas

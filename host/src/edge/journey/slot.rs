@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 use super::{Journey, Stop};
+use crate::clock::now_ms;
 use crate::edge::attempt::Sending;
 use crate::edge::pick::{Asking, Picked, freed_per_second};
 use crate::edge::request;
@@ -58,11 +59,11 @@ impl Journey<'_> {
         tenant: u64,
     ) -> Result<(usize, Lease), Stop> {
         let (queue, limits) = (&self.arrival.worker.shared.queue, &self.current.snapshot.config.queue);
-        let since = Instant::now();
+        let (since, since_ms) = (Instant::now(), now_ms());
         let (deadline, mut spill) = (since + limits.timeout, since + limits.spill_after);
         let mut turn = None;
         loop {
-            let wish = self.wish(&asking, tenant);
+            let wish = self.wish(&asking, tenant, since_ms);
             let place = queue.enter(turn, wish).map_err(|Refused| self.saturated(Duration::ZERO));
             let mut place = place?;
             turn = Some(place.turn);
@@ -93,7 +94,7 @@ impl Journey<'_> {
         }
     }
 
-    fn wish<'b>(&'b self, asking: &Asking<'b>, tenant: u64) -> Wish<'b> {
+    fn wish<'b>(&'b self, asking: &Asking<'b>, tenant: u64, since_ms: u64) -> Wish<'b> {
         Wish {
             flow: Flow { model: self.model(), tenant },
             wants: &asking.tier.backends,
@@ -102,6 +103,7 @@ impl Journey<'_> {
             may_try: asking.may_try,
             cost: self.cost,
             bytes: self.record.borrow().decision.body_bytes,
+            since_ms,
         }
     }
 

@@ -20,10 +20,11 @@ const FAILED_AS_US: u32 = 10_000_000;
 
 impl Backend {
     /// Takes over a changed configuration.
-    pub fn configure(self: &Arc<Self>, slots: Option<u32>, engine: Option<Engine>, replicas: u32) {
+    pub fn configure(self: &Arc<Self>, slots: Option<u32>, engine: Option<Engine>, capacity: &Capacity) {
         let mut known = self.known();
         known.configured_slots = slots;
-        known.other_replicas = replicas.saturating_sub(1);
+        known.other_replicas = capacity.replicas.saturating_sub(1);
+        self.live.slow_start_ms.store(crate::clock::millis(capacity.slow_start), Relaxed);
         known.engine = engine.or(known.engine);
         self.set_limit(&known);
         drop(known);
@@ -39,7 +40,7 @@ impl Backend {
     /// A good poll: it is up, and this is what it says of itself. Wakes whoever waits for it.
     pub fn reported_in(self: &Arc<Self>, report: &Report, limits: &Capacity) {
         // Before the lock: who looks for a slot holds that of the line, and asks for ours.
-        let is_wanted = self.queue.is_wanted(self);
+        let is_starving = self.queue.is_starving(self);
         let mut known = self.known();
         let before = self.live.reach.load(SeqCst);
         let returned = before == REACH_DOWN;
@@ -60,17 +61,17 @@ impl Backend {
         }
         known.window.note(now_ms(), self.attempts());
         known.kv_cache_used = report.kv_cache_used;
-        if returned {
-            self.live.growing_since_ms.store(now_ms().max(1), SeqCst);
-        }
         self.set_limit(&known);
-        self.store_report(report, limits, &mut known, is_wanted);
+        if returned {
+            self.grow_back();
+        }
+        self.store_report(report, limits, &mut known, is_starving);
         drop(known);
         self.live.reach.store(REACH_UP, SeqCst);
         self.wake();
     }
 
-    fn store_report(&self, report: &Report, limits: &Capacity, known: &mut Known, is_wanted: bool) {
+    fn store_report(&self, report: &Report, limits: &Capacity, known: &mut Known, is_starving: bool) {
         let permille = |used: f64| (used * 1000.0) as u32;
         self.live.running.store(report.running.unwrap_or(UNKNOWN), Relaxed);
         self.live.waiting.store(report.waiting.unwrap_or(UNKNOWN), Relaxed);
@@ -87,10 +88,11 @@ impl Backend {
             waiting: report.waiting,
             ours,
             taken: held.slots,
-            is_wanted,
+            is_tight: is_tight(report, limits.max_kv_cache),
+            is_starving,
             is_heads: fastrand::bool(),
         };
-        known.share = known.share.after(reported, known.told_slots(), limits.max_waiting, now_ms());
+        known.share = known.share.after(reported, known.told_slots(), limits.max_waiting);
         self.live.ceiling.store(known.share.ceiling.unwrap_or(UNKNOWN), SeqCst);
     }
 
@@ -140,6 +142,7 @@ impl Backend {
     /// It refused for want of room (429 or 503): nothing more for `pause`.
     pub fn pushed_back(&self, pause: Duration) {
         self.live.busy_until_ms.fetch_max(now_ms() + crate::clock::millis(pause), SeqCst);
+        self.opening.notify_one();
         let mut known = self.known();
         self.lower(&mut known);
         self.set_limit(&known);
@@ -189,7 +192,7 @@ impl Backend {
             known.window.begin_anew(now_ms(), self.attempts());
             known.ejected_ms = None;
             known.last_error = None;
-            self.live.growing_since_ms.store(now_ms().max(1), SeqCst);
+            self.grow_back();
             tracing::info!(backend = %self.name, "trial passed: in use again");
         }
         self.set_limit(&known);
@@ -220,10 +223,24 @@ impl Backend {
             }
         }
         drop(known);
+        self.opening.notify_one();
         self.poll_now.notify_one();
+    }
+
+    /// It is back: from now on its slots grow from one to all of them.
+    fn grow_back(&self) {
+        self.live.growing_since_ms.store(now_ms().max(1), SeqCst);
+        self.opening.notify_one();
     }
 
     fn set_limit(&self, known: &Known) {
         self.live.limit.store(known.slots().0.max(1), SeqCst);
     }
+}
+
+/// Whether a KV-cache that holds so many requests would be too full with one more like them.
+fn is_tight(report: &Report, max_kv_cache: f64) -> bool {
+    let of_one = |used: f64, running: u32| used / f64::from(running.max(1));
+    let (Some(used), Some(running)) = (report.kv_cache_used, report.running) else { return false };
+    used + of_one(used, running) > max_kv_cache
 }
