@@ -17,8 +17,6 @@ pub struct Reported {
     pub ours: u32,
     /// Slots that ours take now.
     pub taken: u32,
-    /// Its KV-cache would not hold another request like those in it.
-    pub is_tight: bool,
     /// Somebody has waited for very long who could go here.
     pub is_starving: bool,
     /// A coin that was tossed.
@@ -32,9 +30,6 @@ pub struct Share {
     pub ceiling: Option<u32>,
     /// The report showed nobody but us, and no line.
     alone: bool,
-    /// The most slots that ours may take since they, and nobody else's, stood in line inside: the engine holds fewer than
-    /// is said of it, mostly for want of KV-cache. One more with each report that shows all of them in use and no line.
-    most: Option<u32>,
 }
 
 impl Share {
@@ -60,19 +55,8 @@ impl Share {
             // Two replicas that would each fill every slot come to share so. The engine has it in line for a moment.
             ceiling = 1;
         }
-        let most = self.most_after(reported, running, others == 0 && too_many > 0).filter(|most| *most < slots);
-        let ceiling = ceiling.min(by_line.unwrap_or(slots)).min(most.unwrap_or(slots));
-        Self { ceiling: (ceiling < slots).then_some(ceiling), alone, most }
-    }
-
-    /// A line is answered by a quarter fewer, or by as many as did run: some engines have new requests in line for a step
-    /// whatever they have room for.
-    fn most_after(self, reported: Reported, running: u32, is_our_line: bool) -> Option<u32> {
-        if is_our_line {
-            return Some(running.max(reported.ours.saturating_sub((reported.ours / 4).max(1))));
-        }
-        let grows = |most: &u32| reported.ours >= *most && !reported.is_tight;
-        self.most.map(|most| most + u32::from(grows(&most)))
+        let ceiling = ceiling.min(by_line.unwrap_or(slots));
+        Self { ceiling: (ceiling < slots).then_some(ceiling), alone }
     }
 }
 
@@ -86,7 +70,6 @@ mod tests {
             waiting: Some(waiting),
             ours,
             taken: ours,
-            is_tight: false,
             is_starving: false,
             is_heads: true,
         }
@@ -139,28 +122,6 @@ mod tests {
         };
         assert_eq!([next(2), next(2), next(2), next(5)], [Some(3), Some(5), Some(6), Some(3)]);
         assert_eq!([next(0), next(0)], [Some(6), None]);
-    }
-
-    #[test]
-    fn an_engine_that_holds_fewer_than_is_said_gets_no_more_than_it_held() {
-        let mut share = Share::default();
-        let mut next = |reported: Reported| {
-            share = share.after(reported, Some(8), 0);
-            share.ceiling
-        };
-        assert_eq!(next(at(5, 3, 8)), Some(5), "those in line must end first");
-        assert_eq!(next(at(5, 0, 5)), Some(6), "not all of them were in use");
-        assert_eq!(next(at(6, 0, 6)), Some(7));
-        assert_eq!(next(at(5, 2, 7)), Some(5));
-        assert_eq!(next(Reported { is_tight: true, ..at(6, 0, 6) }), Some(6));
-        assert_eq!([next(at(6, 0, 6)), next(at(7, 0, 7))], [Some(7), None]);
-    }
-
-    #[test]
-    fn a_line_for_a_moment_costs_little() {
-        let share = Share::default().after(at(1, 7, 8), Some(8), 0);
-        let share = share.after(at(8, 0, 8), Some(8), 0);
-        assert_eq!((share.most, share.after(at(8, 0, 8), Some(8), 0).most), (Some(7), None));
     }
 
     /// Two replicas before one engine of so many slots, each with more requests than that: what each takes, a report

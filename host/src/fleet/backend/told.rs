@@ -88,7 +88,6 @@ impl Backend {
             waiting: report.waiting,
             ours,
             taken: held.slots,
-            is_tight: is_tight(report, limits.max_kv_cache),
             is_starving,
             is_heads: fastrand::bool(),
         };
@@ -236,11 +235,4 @@ impl Backend {
     fn set_limit(&self, known: &Known) {
         self.live.limit.store(known.slots().0.max(1), SeqCst);
     }
-}
-
-/// Whether a KV-cache that holds so many requests would be too full with one more like them.
-fn is_tight(report: &Report, max_kv_cache: f64) -> bool {
-    let of_one = |used: f64, running: u32| used / f64::from(running.max(1));
-    let (Some(used), Some(running)) = (report.kv_cache_used, report.running) else { return false };
-    used + of_one(used, running) > max_kv_cache
 }
