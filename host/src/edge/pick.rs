@@ -12,7 +12,7 @@ use super::decisions::{NAMED_LIMIT, Numbers, Pick, Record};
 use super::snapshot::Member;
 use super::worker::{Candidate, Current, Served, Tier, Worker};
 use crate::clock::now_ms;
-use crate::fleet::{Backend, Lease, Turn};
+use crate::fleet::{Backend, Lease, Seat, Turn};
 use crate::plugin::{Column, Decision, Fault, Kind, Request};
 
 /// Lost races for a slot before the request stands in line: others were quicker each time, so it is full.
@@ -111,20 +111,30 @@ impl Asking<'_> {
         (0..self.tier.candidates).filter_map(backend).filter(|(_, backend)| !self.tried.contains(&backend.id))
     }
 
-    fn may_take(&self, backend: &Backend) -> bool {
-        backend.is_available() && !self.reserved.contains(&backend.id) && (self.may_try || !backend.is_suspended())
-    }
-
+    /// Those to let the policy pick among. By the board: a backend's own numbers are looked at only where something is
+    /// amiss, and by the claim.
     fn available(&self) -> Vec<usize> {
-        let dice = fastrand::u32(..);
-        let mut avoided = false;
+        let board = &self.worker.shared.queue.board;
+        let backend = |at: &usize| self.member(*at).map(|member| &member.backend);
+        let seats = self.served.seats.iter().take(self.tier.candidates).enumerate();
+        let is_open = |(at, seat): (usize, &Seat)| {
+            let is_open =
+                board.is_open(*seat).unwrap_or_else(|| backend(&at).is_some_and(|other| other.is_available()));
+            is_open.then_some(at)
+        };
         let mut open: Vec<usize> = Vec::with_capacity(self.tier.candidates);
-        for (at, backend) in self.untried().filter(|(_, backend)| self.may_take(backend)) {
-            avoided |= backend.is_better_avoided(dice);
-            open.push(at);
+        open.extend(seats.filter_map(is_open));
+        if !(self.may_try && self.tried.is_empty() && self.reserved.is_empty()) {
+            let is_ruled_out = |other: &Arc<Backend>| {
+                let is_left = self.tried.contains(&other.id) || self.reserved.contains(&other.id);
+                is_left || (!self.may_try && other.is_suspended())
+            };
+            open.retain(|at| backend(at).is_some_and(|other| !is_ruled_out(other)));
         }
-        if avoided {
-            let is_sound = |at: &usize| self.member(*at).is_some_and(|member| !member.backend.is_better_avoided(dice));
+        let errs = |at: &usize| self.served.seats.get(*at).is_none_or(|seat| board.errs(*seat));
+        if open.iter().any(errs) {
+            let dice = fastrand::u32(..);
+            let is_sound = |at: &usize| !errs(at) || backend(at).is_some_and(|other| !other.is_better_avoided(dice));
             if open.iter().any(is_sound) {
                 open.retain(is_sound);
             }
@@ -207,7 +217,9 @@ impl Asking<'_> {
         let mut pick =
             Pick { candidates: candidates.iter().take(NAMED_LIMIT).filter_map(numbers).collect(), ..Pick::default() };
         if candidates.len() < self.served.candidates.len() {
-            let others = (0..self.served.candidates.len()).filter(|at| candidates.binary_search(at).is_err());
+            // Both in order: one walk, which ends with the last that is named.
+            let mut chosen = candidates.iter().copied().peekable();
+            let others = (0..self.served.candidates.len()).filter(|at| chosen.next_if_eq(at).is_none());
             pick.left_out = others.take(NAMED_LIMIT).filter_map(|at| self.left_out(at)).collect();
         }
         pick

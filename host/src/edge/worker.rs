@@ -15,7 +15,7 @@ use super::snapshot::{Demand, FaultReport, Member, Shared, Snapshot};
 use super::upstream::Pool;
 use crate::config::Engine;
 use crate::fleet::engine::ServedModel;
-use crate::fleet::{Backend, UNKNOWN};
+use crate::fleet::{Backend, Seat, UNKNOWN};
 use crate::metrics::Series;
 use crate::plugin::{Fault, Kind, Route};
 
@@ -78,6 +78,8 @@ pub struct Served {
     pub demand: Arc<Demand>,
     /// In the order of tiers, and in each in the order of the fleet.
     pub candidates: Box<[Candidate]>,
+    /// Their places on the board.
+    pub seats: Box<[Seat]>,
     /// At least one.
     pub tiers: Box<[Tier]>,
     /// All candidates' backends.
@@ -183,12 +185,14 @@ impl Worker {
                 so_far.filter_map(|candidate| Some(Arc::clone(&snapshot.fleet.get(candidate.member)?.backend)));
             tiers.push(Tier { candidates: count, backends: backends.collect() });
         }
+        let all = tiers.last().map_or_else(|| Arc::from([]), |tier: &Tier| Arc::clone(&tier.backends));
         let public: Arc<str> = model.into();
         let at = snapshot.catalog.iter().position(|listed| listed.as_ref() == model);
         Some(Served {
             model: at.and_then(|at| u32::try_from(at).ok()).unwrap_or(UNLISTED),
             demand: self.shared.demand(&public),
-            all: tiers.last().map_or_else(|| Arc::from([]), |tier: &Tier| Arc::clone(&tier.backends)),
+            seats: all.iter().map(|backend| backend.seat).collect(),
+            all,
             tiers: tiers.into(),
             series: self.shared.metrics.series(self.index, model, ""),
             candidates,

@@ -13,6 +13,7 @@ use std::time::Duration;
 use crossbeam_utils::CachePadded;
 use tokio::sync::Notify;
 
+use super::board::Seat;
 use super::known::Known;
 use super::lease::Lease;
 use super::live::{Held, Live, REACH_DOWN, REACH_UNKNOWN, REACH_UP, UNKNOWN, move_average};
@@ -41,6 +42,14 @@ pub struct Backend {
     pub opening: Notify,
     known: Mutex<Known>,
     queue: Arc<Queue>,
+    /// Its place on the queue's board.
+    pub seat: Seat,
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        self.queue.board.leave(self.seat);
+    }
 }
 
 impl Backend {
@@ -54,6 +63,7 @@ impl Backend {
             poll_now: Notify::new(),
             opening: Notify::new(),
             known: Mutex::default(),
+            seat: queue.board.sit(),
             queue,
         })
     }
@@ -70,6 +80,7 @@ impl Backend {
         if may_try && trial.is_none() {
             backend.live.on_trial.store(false, SeqCst);
         }
+        backend.show();
         trial
     }
 
@@ -80,6 +91,7 @@ impl Backend {
 
     fn take(backend: &Arc<Self>, cost: u32, is_trial: bool) -> Option<Lease> {
         if !backend.is_open() {
+            backend.show();
             return None;
         }
         let (room, slots) = (backend.room(), backend.slots());
@@ -92,7 +104,11 @@ impl Backend {
             let fits = held.slots + cost <= room || (held.requests == 0 && room >= slots);
             fits.then(|| Held { requests, slots: held.slots + cost }.packed())
         };
-        backend.live.held.fetch_update(SeqCst, SeqCst, take).ok()?;
+        let taken = backend.live.held.fetch_update(SeqCst, SeqCst, take);
+        if taken.map_or(true, |before| Held::of(before).slots + cost >= room) {
+            backend.show();
+        }
+        taken.ok()?;
         if requests > backend.live.most_held.load(Relaxed) {
             backend.live.most_held.fetch_max(requests, Relaxed);
         }
@@ -112,12 +128,24 @@ impl Backend {
 
     /// Hands free slots to whoever waits for them.
     pub fn wake(self: &Arc<Self>) {
+        self.show();
         self.queue.freed(self, None);
     }
 
     /// The same, but only for those behind this turn.
     pub(super) fn wake_behind(self: &Arc<Self>, turn: Turn) {
+        self.show();
         self.queue.freed(self, Some(turn));
+    }
+
+    /// Shows on the board whether it may be picked.
+    pub(super) fn show(&self) {
+        let board = &self.queue.board;
+        board.set_open(self.seat, self.is_available());
+        if board.is_open(self.seat) == Some(false) && self.is_available() {
+            // Somebody opened it after it was looked at, and may have shown that before this did.
+            board.set_open(self.seat, true);
+        }
     }
 
     /// A request is sent to it.

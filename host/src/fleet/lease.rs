@@ -48,6 +48,7 @@ impl Lease {
     pub(super) fn release_quietly(mut self) {
         self.held = false;
         self.backend.give_back(self.cost, None, self.is_trial);
+        self.backend.show();
     }
 
     /// Gives the slots to whoever stands in line behind this turn: for a policy that would rather wait. Those before it

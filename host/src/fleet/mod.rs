@@ -5,6 +5,7 @@
 //! does I/O or knows HTTP.
 
 mod backend;
+mod board;
 pub mod engine;
 mod health;
 mod known;
@@ -17,6 +18,7 @@ mod room;
 mod state;
 
 pub use backend::Backend;
+pub use board::Seat;
 pub use lease::Lease;
 pub use live::UNKNOWN;
 pub use queue::{Flow, Given, Queue, Refused, Turn, Wish};

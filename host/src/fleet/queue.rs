@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::oneshot;
 
 use super::backend::Backend;
+use super::board::Board;
 use super::lease::Lease;
 use crate::clock::now_ms;
 
@@ -32,6 +33,8 @@ pub struct Queue {
     /// How many do. Written under the lock, read without it.
     waiting: AtomicUsize,
     line: Mutex<Line>,
+    /// Who may be picked without standing in line.
+    pub board: Board,
 }
 
 /// A request's turn. Of each model, each tenant's requests stand in rounds of their own, one after another, and a

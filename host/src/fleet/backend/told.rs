@@ -35,6 +35,7 @@ impl Backend {
     /// No new requests; those it holds go on.
     pub fn drain(&self) {
         self.live.draining.store(true, SeqCst);
+        self.show();
     }
 
     /// A good poll: it is up, and this is what it says of itself. Wakes whoever waits for it.
@@ -134,6 +135,8 @@ impl Backend {
             tracing::warn!(backend = %self.name, "down: {why}");
         }
         known.last_error = Some(why.to_owned());
+        drop(known);
+        self.show();
     }
 
     // --- what real traffic says ---
@@ -145,6 +148,8 @@ impl Backend {
         let mut known = self.known();
         self.lower(&mut known);
         self.set_limit(&known);
+        drop(known);
+        self.show();
     }
 
     /// It takes fewer than it holds now. Where it holds none of ours, others are to blame.
@@ -176,6 +181,7 @@ impl Backend {
     pub fn completed(self: &Arc<Self>, since_ms: u64) {
         if self.live.errors_permille.load(Relaxed) > 0 {
             move_average(&self.live.errors_permille, 0);
+            self.queue.board.set_erring(self.seat, self.errors_permille() > 0);
         }
         if !self.live.suspect.load(Relaxed) {
             return;
@@ -203,6 +209,7 @@ impl Backend {
     pub fn failed(&self, why: &str, eject_after: u32, since_ms: u64) {
         move_average(&self.live.errors_permille, 1000);
         self.live.failed_at_ms.store(now_ms(), Relaxed);
+        self.queue.board.set_erring(self.seat, true);
         self.live.suspect.store(true, Relaxed);
         self.live.failures.fetch_add(1, Relaxed);
         // Whoever ranks by time must not find it quick.
@@ -222,6 +229,7 @@ impl Backend {
             }
         }
         drop(known);
+        self.show();
         self.opening.notify_one();
         self.poll_now.notify_one();
     }
