@@ -10,13 +10,16 @@ use http::StatusCode;
 
 use super::decisions::{NAMED_LIMIT, Numbers, Pick, Record};
 use super::snapshot::Member;
-use super::worker::{Candidate, Current, Served, Tier, Worker};
+use super::worker::{Candidate, Current, Place, Served, Tier, Worker};
 use crate::clock::now_ms;
-use crate::fleet::{Backend, Lease, Seat, Turn};
+use crate::fleet::{Backend, Lease, Turn};
 use crate::plugin::{Column, Decision, Fault, Kind, Request};
 
 /// Lost races for a slot before the request stands in line: others were quicker each time, so it is full.
 const RACES: usize = 4;
+
+/// Candidates that a pick names where they are more than it can name.
+const NAMED_OF_MANY: usize = 4;
 
 /// What came of a pick.
 #[derive(Debug)]
@@ -60,12 +63,14 @@ impl Asking<'_> {
     /// Lets the policy pick among all candidates that are available.
     pub fn pick(&self) -> Picked {
         for _ in 0..RACES {
-            let rows = self.available();
-            if rows.is_empty() {
-                self.record.borrow_mut().pick(self.noted(&[]));
+            let open = self.available();
+            if open.is_empty() {
+                self.record.borrow_mut().pick(self.noted(&[], None));
                 return self.none_available();
             }
-            match self.ask(&rows, 0) {
+            let said = self.ask(&open, 0);
+            self.current.open.replace(open);
+            match said {
                 Ok(candidate) => {
                     let claim = |member: &Member| Backend::claim(&member.backend, self.cost);
                     if let Some(lease) = self.member(candidate).and_then(claim) {
@@ -116,14 +121,15 @@ impl Asking<'_> {
     fn available(&self) -> Vec<usize> {
         let board = &self.worker.shared.queue.board;
         let backend = |at: &usize| self.member(*at).map(|member| &member.backend);
-        let seats = self.served.seats.iter().take(self.tier.candidates).enumerate();
-        let is_open = |(at, seat): (usize, &Seat)| {
+        let places = self.served.places.iter().take(self.tier.candidates).enumerate();
+        let is_open = |(at, place): (usize, &Place)| {
             let is_open =
-                board.is_open(*seat).unwrap_or_else(|| backend(&at).is_some_and(|other| other.is_available()));
+                board.is_open(place.seat).unwrap_or_else(|| backend(&at).is_some_and(|other| other.is_available()));
             is_open.then_some(at)
         };
-        let mut open: Vec<usize> = Vec::with_capacity(self.tier.candidates);
-        open.extend(seats.filter_map(is_open));
+        let mut open = self.current.open.take();
+        open.clear();
+        open.extend(places.filter_map(is_open));
         if !(self.may_try && self.tried.is_empty() && self.reserved.is_empty()) {
             let is_ruled_out = |other: &Arc<Backend>| {
                 let is_left = self.tried.contains(&other.id) || self.reserved.contains(&other.id);
@@ -131,7 +137,7 @@ impl Asking<'_> {
             };
             open.retain(|at| backend(at).is_some_and(|other| !is_ruled_out(other)));
         }
-        let errs = |at: &usize| self.served.seats.get(*at).is_none_or(|seat| board.errs(*seat));
+        let errs = |at: &usize| self.served.places.get(*at).is_none_or(|place| board.errs(place.seat));
         if open.iter().any(errs) {
             let dice = fastrand::u32(..);
             let is_sound = |at: &usize| !errs(at) || backend(at).is_some_and(|other| !other.is_better_avoided(dice));
@@ -169,9 +175,12 @@ impl Asking<'_> {
             let turn = request.sequence % (candidates.len().max(1) as u64);
             candidates.get(turn as usize).copied().ok_or(Picked::AllBusy)
         };
-        let mut pick = self.noted(candidates);
-        let said = self.call(&request, candidates, held, &mut pick.rows);
-        pick.said = said.as_ref().ok().copied();
+        let said = self.call(&request, candidates, held);
+        let picked = match said {
+            Ok(Decision::Pick(row)) => Some(row as usize),
+            _ => None,
+        };
+        let pick = Pick { said: said.as_ref().ok().copied(), ..self.noted(candidates, picked) };
         self.record.borrow_mut().pick(pick);
         match said {
             Ok(Decision::Pick(row)) => candidates.get(row as usize).copied().map_or_else(own, Ok),
@@ -187,35 +196,37 @@ impl Asking<'_> {
         }
     }
 
-    /// Asks the policy. What it was given of the first candidates is kept in `noted`.
-    fn call(
-        &self,
-        request: &Request,
-        candidates: &[usize],
-        held: u32,
-        noted: &mut Vec<u32>,
-    ) -> Result<Decision, Fault> {
+    /// Asks the policy. The rows stay where they are, for the record.
+    fn call(&self, request: &Request, candidates: &[usize], held: u32) -> Result<Decision, Fault> {
         let mut rows = self.current.rows.borrow_mut();
         rows.clear();
         let columns = self.current.snapshot.policy.columns();
-        for candidate in candidates.iter().filter_map(|at| self.served.candidates.get(*at)) {
-            let Some(member) = self.current.snapshot.fleet.get(candidate.member) else { continue };
-            rows.push(u32::try_from(candidate.member).unwrap_or(u32::MAX));
-            push_columns(&mut rows, columns, Row { candidate, member, held });
+        if columns.is_empty() {
+            rows.extend(candidates.iter().filter_map(|at| self.served.places.get(*at)).map(|place| place.member));
+        } else {
+            for candidate in candidates.iter().filter_map(|at| self.served.candidates.get(*at)) {
+                let Some(member) = self.current.snapshot.fleet.get(candidate.member) else { continue };
+                rows.push(u32::try_from(candidate.member).unwrap_or(u32::MAX));
+                push_columns(&mut rows, columns, Row { candidate, member, held });
+            }
         }
-        noted.extend(rows.iter().take(NAMED_LIMIT * (1 + columns.len())));
         self.current.snapshot.policy.pick(self.worker.index, request, &rows)
     }
 
-    /// The record of a pick among these: their numbers, and why the others are not among them.
-    fn noted(&self, candidates: &[usize]) -> Pick {
-        let numbers = |at: &usize| {
-            let member = self.served.candidates.get(*at)?.member;
-            let backend = &self.current.snapshot.fleet.get(member)?.backend;
-            Some(Numbers { member, in_flight: backend.in_flight(), slots: backend.room() })
-        };
-        let mut pick =
-            Pick { candidates: candidates.iter().take(NAMED_LIMIT).filter_map(numbers).collect(), ..Pick::default() };
+    /// The record of a pick among these: their numbers and rows, and why the others are not among them. Of very many only
+    /// the one that was `picked` and the first few, for looking at each costs time.
+    fn noted(&self, candidates: &[usize], picked: Option<usize>) -> Pick {
+        let mut pick = Pick::default();
+        let (rows, width) = (self.current.rows.borrow(), 1 + self.current.snapshot.policy.columns().len());
+        let is_few = candidates.len() <= NAMED_LIMIT;
+        let others = (0..candidates.len()).take(if is_few { NAMED_LIMIT } else { NAMED_OF_MANY });
+        for row in picked.filter(|row| !is_few && *row >= NAMED_OF_MANY).into_iter().chain(others) {
+            let Some(member) = candidates.get(row).and_then(|at| self.served.candidates.get(*at)) else { continue };
+            let Some(Member { backend, .. }) = self.current.snapshot.fleet.get(member.member) else { continue };
+            let (in_flight, slots) = (backend.in_flight(), backend.room());
+            pick.candidates.push(Numbers { member: member.member, in_flight, slots });
+            pick.rows.extend(rows.chunks_exact(width).nth(row).unwrap_or_default());
+        }
         if candidates.len() < self.served.candidates.len() {
             // Both in order: one walk, which ends with the last that is named.
             let mut chosen = candidates.iter().copied().peekable();

@@ -52,6 +52,8 @@ pub struct Current {
     pub world: Arc<World>,
     /// Rows of the pick under way, kept for their memory.
     pub rows: RefCell<Vec<u32>>,
+    /// Those it is among, likewise.
+    pub open: RefCell<Vec<usize>>,
 }
 
 impl Current {
@@ -62,7 +64,13 @@ impl Current {
             columns: snapshot.policy.columns().to_vec(),
             names: snapshot.fleet.iter().map(|member| Arc::clone(&member.backend.name)).collect(),
         };
-        Rc::new(Self { snapshot, resolved: RefCell::default(), world: Arc::new(world), rows: RefCell::default() })
+        Rc::new(Self {
+            snapshot,
+            resolved: RefCell::default(),
+            world: Arc::new(world),
+            rows: RefCell::default(),
+            open: RefCell::default(),
+        })
     }
 }
 
@@ -78,8 +86,8 @@ pub struct Served {
     pub demand: Arc<Demand>,
     /// In the order of tiers, and in each in the order of the fleet.
     pub candidates: Box<[Candidate]>,
-    /// Their places on the board.
-    pub seats: Box<[Seat]>,
+    /// Where each of them is found.
+    pub places: Box<[Place]>,
     /// At least one.
     pub tiers: Box<[Tier]>,
     /// All candidates' backends.
@@ -95,6 +103,21 @@ pub struct Tier {
     pub candidates: usize,
     /// Their backends, for the queue.
     pub backends: Arc<[Arc<Backend>]>,
+}
+
+/// What a pick reads of every candidate, side by side for fleets of thousands.
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    /// On the board.
+    pub seat: Seat,
+    /// As plugins know it: its index in the snapshot's fleet.
+    pub member: u32,
+}
+
+impl Place {
+    fn of((backend, candidate): (&Arc<Backend>, &Candidate)) -> Self {
+        Self { seat: backend.seat, member: u32::try_from(candidate.member).unwrap_or(u32::MAX) }
+    }
 }
 
 /// A backend that serves a model.
@@ -191,7 +214,7 @@ impl Worker {
         Some(Served {
             model: at.and_then(|at| u32::try_from(at).ok()).unwrap_or(UNLISTED),
             demand: self.shared.demand(&public),
-            seats: all.iter().map(|backend| backend.seat).collect(),
+            places: all.iter().zip(&candidates).map(Place::of).collect(),
             all,
             tiers: tiers.into(),
             series: self.shared.metrics.series(self.index, model, ""),
