@@ -16,6 +16,7 @@ mod decisions;
 mod engines_auto;
 mod errors;
 mod failover;
+mod faults;
 mod llama_cpp;
 mod metrics;
 mod names;

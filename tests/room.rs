@@ -47,6 +47,21 @@ async fn what_others_hold_is_left_to_them() {
 }
 
 #[tokio::test]
+async fn a_page_that_lies_neither_stops_nor_over_fills_anybody() {
+    use LoadPage::{Redirects, Says};
+    for page in [Says("0"), Says("-3"), Says("NaN"), Says("+Inf"), Says("1e300"), Says("many"), Says(""), Redirects] {
+        let (proxy, backend, gate) = before(2, Report { page, ..Report::default() }).await;
+        let held: Vec<_> = (0..4).map(|_| proxy.client.begin_chat()).collect();
+        gate.reached_by(2).await;
+        proxy.queues(2).await;
+        assert_eq!(backend.in_flight(), 2, "{page:?}");
+        are_served(held, &gate).await;
+        assert_eq!(backend.most_in_flight(), 2, "{page:?}");
+        assert!(!backend.polled().iter().any(|target| target == "/elsewhere"), "a redirect was followed");
+    }
+}
+
+#[tokio::test]
 async fn an_engine_that_tells_of_our_own_requests_has_room_for_more() {
     let (proxy, backend, gate) = before(4, Report::default()).await;
     let mut held = Vec::new();

@@ -111,11 +111,17 @@ pub struct Events {
     ahead: BytesMut,
 }
 
+impl From<reqwest::Response> for Events {
+    fn from(response: reqwest::Response) -> Self {
+        Self { response, ahead: BytesMut::new() }
+    }
+}
+
 impl Events {
     pub async fn of(request: RequestBuilder) -> Self {
         let response = soon("the head of a stream", request.send()).await.expect("a stream");
         assert_eq!(response.status(), 200, "{response:?}");
-        Self { response, ahead: BytesMut::new() }
+        Self::from(response)
     }
 
     /// The next event with the blank line that ends it.

@@ -14,6 +14,7 @@ mod proxy;
 mod raw;
 mod reply;
 mod shell;
+mod simulated;
 pub mod wait;
 
 pub use answer::Answer;
@@ -28,4 +29,5 @@ pub use proxy::{Proxy, RARE_POLLS, config, proxied};
 pub use raw::{Raw, chunked_head, in_chunks, request_head, sized_request};
 pub use reply::Reply;
 pub use shell::{Folder, vision_proxy};
+pub use simulated::Simulated;
 pub use wait::{eventually, soon};

@@ -24,7 +24,7 @@ pub struct Report {
 }
 
 /// How its page of metrics is.
-#[derive(Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default)]
 pub enum LoadPage {
     #[default]
     Well,
@@ -32,6 +32,10 @@ pub enum LoadPage {
     Dead,
     /// It answers, and never ends.
     Hangs,
+    /// It sends whoever asks elsewhere.
+    Redirects,
+    /// It says this for every number.
+    Says(&'static str),
 }
 
 impl Speaks {
@@ -52,7 +56,9 @@ impl Speaks {
             (Self::Vllm, "/metrics") => {
                 let plain_text = ("content-type", "text/plain; version=1.0.0; charset=utf-8");
                 match report.page {
-                    LoadPage::Well => Answer::whole(200, &[plain_text], vllm_metrics(native, report)),
+                    LoadPage::Well => Answer::whole(200, &[plain_text], vllm_metrics(native, report, None)),
+                    LoadPage::Says(lie) => Answer::whole(200, &[plain_text], vllm_metrics(native, report, Some(lie))),
+                    LoadPage::Redirects => Answer::whole(302, &[("location", "/elsewhere")], ""),
                     LoadPage::Dead => Answer::error(500),
                     LoadPage::Hangs => Answer::chunked(200, &[plain_text]).stall(),
                 }
@@ -74,8 +80,9 @@ impl Speaks {
     }
 }
 
-fn vllm_metrics(native: &str, report: Report) -> String {
+fn vllm_metrics(native: &str, report: Report, lie: Option<&str>) -> String {
     let gauge = |name: &str, more: &str, value: String| {
+        let value = lie.unwrap_or(&value);
         format!(
             "# HELP {name} As vLLM tells it.\n# TYPE {name} gauge\n\
              {name}{{engine=\"0\",model_name=\"{native}\"{more}}} {value}\n"

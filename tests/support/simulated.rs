@@ -1,0 +1,73 @@
+//! A simulated engine as a process of its own: one that can be told to fail, stopped, killed and started again.
+
+use std::net::SocketAddr;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use super::bodies::{MODEL, NATIVE};
+use super::{Client, Program};
+
+pub struct Simulated {
+    pub name: &'static str,
+    address: SocketAddr,
+    process: Program,
+    control: Client,
+    slots: u32,
+}
+
+impl Simulated {
+    /// A vLLM of so many slots, quick enough for a test.
+    pub async fn start(name: &'static str, slots: u32) -> Self {
+        Self::start_at(name, slots, SocketAddr::from(([127, 0, 0, 1], 0))).await
+    }
+
+    async fn start_at(name: &'static str, slots: u32, listen: SocketAddr) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vision-proxy"));
+        command.args(["simulate-backend", "--engine", "vllm", "--model", NATIVE, "--tokens", "8"]);
+        command.args(["--token-interval", "2ms", "--slots", &slots.to_string(), "--listen", &listen.to_string()]);
+        let mut process = Program::start(name, &mut command);
+        let line = process.first_line().await;
+        let address = line.strip_prefix("listening on http://").and_then(|address| address.parse().ok());
+        let address = address.unwrap_or_else(|| panic!("no address: {line:?}"));
+        Self { name, address, process, control: Client::http1(address), slots }
+    }
+
+    /// Its table in a configuration.
+    pub fn entry(&self) -> String {
+        let (name, address, slots) = (self.name, self.address, self.slots);
+        let models = format!("models = {{ \"{MODEL}\" = \"{NATIVE}\" }}");
+        format!(
+            "[[backends]]\nname = \"{name}\"\nurl = \"http://{address}\"\nengine = \"vllm\"\nslots = {slots}\n{models}\n"
+        )
+    }
+
+    /// Fails from now on as `simulate-backend --fault` would.
+    pub async fn fails(&self, fault: &str) {
+        self.control.post_json("/__simulate/fault", &json!({"fault": fault})).await.ok();
+    }
+
+    pub async fn heals(&self) {
+        self.control.post_json("/__simulate/fault", &json!({"fault": null})).await.ok();
+    }
+
+    /// A number of `GET /__simulate/stats`.
+    pub async fn count(&self, of: &str) -> u64 {
+        let stats: Value = self.control.get("/__simulate/stats").await.ok().json();
+        stats[of].as_u64().unwrap_or_else(|| panic!("no {of} in {stats}"))
+    }
+
+    pub fn signal(&self, name: &str) {
+        self.process.signal(name);
+    }
+
+    /// Killed without a word; its connections are reset.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// The same again at the same address, with nothing of what it was doing.
+    pub async fn again(&self) -> Self {
+        Self::start_at(self.name, self.slots, self.address).await
+    }
+}
