@@ -1,6 +1,7 @@
 //! Raw HTTP/1 from end to end: whatever a client sends, a backend sees at most the requests that were meant, each
 //! well-formed and framed in exactly one way; the client sees as many answers, and no more.
 
+mod answers;
 mod cases;
 mod recorder;
 
@@ -27,7 +28,8 @@ fn statuses(name: &str, mut wire: &[u8]) -> Vec<u16> {
         let status = answer.code.expect("a status");
         // Nothing that hyper or the proxy itself answers is in chunks; an answer to HEAD has no body.
         let is_to_head = name == "a head" && statuses.is_empty();
-        let length: usize = field("content-length").filter(|_| !is_to_head).map_or(0, |length| length.parse().unwrap());
+        let length: usize =
+            field("content-length").filter(|_| !is_to_head).map_or(0, |length| length.parse().expect("a length"));
         assert_eq!(field("transfer-encoding"), None, "{name}");
         if status >= 200 && field("x-request-id") != Some("the-last") {
             statuses.push(status);
