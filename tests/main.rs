@@ -7,6 +7,7 @@
 
 mod support;
 
+mod accounting;
 mod admin;
 mod balancing;
 mod cancellation;
@@ -17,6 +18,10 @@ mod engines_auto;
 mod errors;
 mod failover;
 mod faults;
+mod forwarding;
+mod h2_floods;
+mod http1_corpus;
+mod limits;
 mod llama_cpp;
 mod metrics;
 mod names;

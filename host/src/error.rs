@@ -15,6 +15,10 @@ pub enum ProxyError {
     BadRequest(&'static str),
     UnknownPath,
     MethodNotAllowed,
+    /// `Expect` asks for something that is not `100-continue`.
+    ExpectationFailed,
+    /// It has passed through this process more than once.
+    LoopDetected,
     /// A compressed request body cannot be routed, nor bounded.
     UnsupportedEncoding,
     /// What the body lacks to be routed.
@@ -22,10 +26,12 @@ pub enum ProxyError {
     RequestTooLarge {
         limit_bytes: u64,
     },
-    /// `limits.bodies_in_flight` is used up.
+    /// `limits.bodies_in_flight` is used up, or file descriptors are.
     Overloaded,
     /// The client stopped in the middle of its body.
     BodyBroken,
+    /// The client sends its body slower than anybody needs to.
+    UploadTooSlow,
     ModelNotFound {
         model: String,
         served: Vec<String>,
@@ -60,8 +66,11 @@ impl ProxyError {
             Self::BadRequest(_) | Self::Unroutable(_) | Self::BodyBroken => StatusCode::BAD_REQUEST,
             Self::UnknownPath | Self::ModelNotFound { .. } => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::ExpectationFailed => StatusCode::EXPECTATION_FAILED,
+            Self::LoopDetected => StatusCode::LOOP_DETECTED,
             Self::UnsupportedEncoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::RequestTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::UploadTooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::Overloaded | Self::NoBackendAvailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::Rejected(status) => *status,
             Self::Saturated { .. } => StatusCode::TOO_MANY_REQUESTS,
@@ -76,11 +85,14 @@ impl ProxyError {
             Self::BadRequest(_) => "bad_request",
             Self::UnknownPath => "unknown_path",
             Self::MethodNotAllowed => "method_not_allowed",
+            Self::ExpectationFailed => "expectation_failed",
+            Self::LoopDetected => "loop_detected",
             Self::UnsupportedEncoding => "unsupported_content_encoding",
             Self::Unroutable(why) => why.code,
             Self::RequestTooLarge { .. } => "request_too_large",
             Self::Overloaded => "proxy_overloaded",
             Self::BodyBroken => "incomplete_body",
+            Self::UploadTooSlow => "request_timeout",
             Self::ModelNotFound { .. } => "model_not_found",
             Self::NoBackendAvailable { .. } => "no_backend_available",
             Self::Rejected(_) => "rejected_by_policy",
@@ -117,11 +129,14 @@ impl ProxyError {
                 "There is nothing at this path. The API is under /v1/ (OpenAI, Anthropic) and /api/ (Ollama).".into()
             }
             Self::MethodNotAllowed => "This path does not take this method.".into(),
+            Self::ExpectationFailed => "The only expectation understood is 100-continue.".into(),
+            Self::LoopDetected => "The request goes in a circle: it has come by here before.".into(),
             Self::UnsupportedEncoding => "Send the body without a content-encoding.".into(),
             Self::Unroutable(why) => why.message.clone(),
             Self::RequestTooLarge { limit_bytes } => format!("The body is larger than {limit_bytes} bytes."),
-            Self::Overloaded => "Too many request bodies are in flight. Try again shortly.".into(),
+            Self::Overloaded => "The proxy holds as much as it can. Try again shortly.".into(),
             Self::BodyBroken => "The body ended before it was complete.".into(),
+            Self::UploadTooSlow => "The body came too slowly.".into(),
             Self::ModelNotFound { model, served } => not_found(model, served),
             Self::NoBackendAvailable { model } => format!("No backend that serves the model `{model}` is up."),
             Self::Rejected(_) => "The balancing policy refused this request.".into(),

@@ -32,6 +32,12 @@ impl Client {
         Self { http, base: format!("http://{address}") }
     }
 
+    /// A client of the same listener, over HTTP/1.1, with connections of its own.
+    pub fn anew(&self) -> Self {
+        let address = self.base.strip_prefix("http://").and_then(|address| address.parse().ok());
+        Self::http1(address.expect("an address"))
+    }
+
     pub fn request(&self, method: &str, path: &str) -> RequestBuilder {
         let method = Method::from_bytes(method.as_bytes()).expect("a method");
         self.http.request(method, format!("{}{path}", self.base))

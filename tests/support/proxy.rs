@@ -53,7 +53,22 @@ impl Proxy {
     /// `vision-proxy run` with these arguments, in this folder.
     pub async fn run(args: &[&str], folder: Folder) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vision-proxy"));
-        let mut process = Program::start("the proxy", command.arg("run").args(args).current_dir(folder.path()));
+        command.arg("run").args(args);
+        Self::by(command, folder).await
+    }
+
+    /// The same with a shell's limits set before, such as `ulimit -n 64`.
+    pub async fn start_within(limits: &str, config: &str) -> Self {
+        let folder = Folder::new();
+        let path = folder.write(CONFIG_FILE, format!("{ANY_PORT}{config}"));
+        let mut command = Command::new("sh");
+        let run = format!("{limits} && exec \"$0\" run --config \"$1\"");
+        command.args(["-c", &run, env!("CARGO_BIN_EXE_vision-proxy")]).arg(&path);
+        Self::by(command, folder).await
+    }
+
+    async fn by(mut command: Command, folder: Folder) -> Self {
+        let mut process = Program::start("the proxy", command.current_dir(folder.path()));
         let (listen, admin) = addresses(&process.first_line().await);
         let (client, admin) = (Client::http1(listen), Client::http1(admin));
         let proxy = Self { client, listen, admin, process, folder };
@@ -85,6 +100,11 @@ impl Proxy {
     /// A client with connections of its own.
     pub fn another_client(&self) -> Client {
         Client::http1(self.listen)
+    }
+
+    /// The same to the admin listener.
+    pub fn another_client_of_admin(&self) -> Client {
+        self.admin.anew()
     }
 
     pub async fn admin_json(&self, path: &str) -> Value {
@@ -126,6 +146,13 @@ impl Proxy {
             fleet["queue"]["waiting"] == 0 && backends.iter().all(|backend| backend["in_flight"] == 0)
         };
         eventually("all slots and places are given back", idle).await;
+    }
+
+    /// Memory that is its own at this moment, in KiB.
+    pub fn resident_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).expect("a running process");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
     }
 
     /// Everything it wrote so far.

@@ -15,6 +15,7 @@ use serde::forward_to_deserialize_any;
 
 use super::BackendUrl;
 use super::names::{BackendName, Name, Names, PluginName};
+use super::networks::Networks;
 use super::notation::{Amount, EngineChoice, Folder, Fraction, Pin, Positive, Settings, Size, Written};
 use super::secret::SecretSource;
 
@@ -30,6 +31,7 @@ pub(super) struct File {
     pub admin_token: Typed<SecretSource>,
     pub workers: Typed<u32>,
     pub reveal: Typed<bool>,
+    pub trusted_proxies: Typed<Networks>,
     pub plugins: Plugins,
     pub models: BTreeMap<Written<Name>, Written<Names>>,
     pub backends: Backends,
@@ -114,6 +116,7 @@ pub(super) struct Timeouts {
     pub connect: Typed<Positive>,
     pub first_byte: Typed<Positive>,
     pub between_chunks: Typed<Positive>,
+    pub client: Typed<Positive>,
     pub drain: Typed<Duration>,
     pub drain_delay: Typed<Duration>,
 }

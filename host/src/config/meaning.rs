@@ -104,6 +104,7 @@ impl Reading<'_> {
             admin_token: fetch(&mut self.findings, self.folder, "admin_token", typed.admin_token),
             workers: self.workers(or(typed.workers, 0)),
             reveal: or(typed.reveal, true),
+            trusted_proxies: or(typed.trusted_proxies, Vec::new()),
             plugins: self.plugins(typed.plugins),
             models: typed.models.into_iter().map(|(name, natives)| (name.0.0, natives.0.0)).collect(),
             backends: backends::read(&mut self.findings, self.folder, typed.backends.0, &self.overrides.backends),
@@ -231,6 +232,7 @@ fn timeouts(typed: file::Timeouts) -> Timeouts {
         connect: or(typed.connect, Duration::from_secs(1)),
         first_byte: or(typed.first_byte, Duration::from_secs(300)),
         between_chunks: or(typed.between_chunks, Duration::from_secs(60)),
+        client: or(typed.client, Duration::from_secs(30)),
         drain: or(typed.drain, Duration::from_secs(300)),
         drain_delay: or(typed.drain_delay, Duration::from_secs(5)),
     }
@@ -262,7 +264,8 @@ mod tests {
     const SAMPLE: &str = include_str!("../../../config/vision-proxy.toml");
 
     /// Tables without fixed keys, and values that are written as tables.
-    const FREE: [&str; 7] = [
+    const FREE: [&str; 8] = [
+        "trusted_proxies",
         "admin_token",
         "models",
         "plugins.settings",
@@ -370,7 +373,7 @@ mod tests {
             capacity = { poll_interval = "300ms", stale_after = "1m 5s", max_waiting = 3, max_kv_cache = 1, replicas = 2, slow_start = "2s", cost = { image = 2, mib = 0.5 } }
             queue = { size = 0, bytes = "2MiB", timeout = "2s", spill_after = "0s" }
             failover = { attempts = 1, retry_unanswered = false, eject_after = 9 }
-            timeouts = { connect = "1ms", first_byte = "2ms", between_chunks = "3ms", drain = "0s", drain_delay = "0s" }
+            timeouts = { connect = "1ms", first_byte = "2ms", between_chunks = "3ms", client = "4ms", drain = "0s", drain_delay = "0s" }
             limits = { body = "1KiB", bodies_in_flight = "1MB" }
             "#,
         );
@@ -388,8 +391,14 @@ mod tests {
         assert_eq!(config.capacity, capacity);
         assert_eq!(config.queue, Queue { size: 0, bytes: 2 * MIB, timeout: s(2), spill_after: s(0) });
         assert_eq!(config.failover, Failover { attempts: 1, retry_unanswered: false, eject_after: 9 });
-        let timeouts =
-            Timeouts { connect: ms(1), first_byte: ms(2), between_chunks: ms(3), drain: s(0), drain_delay: s(0) };
+        let timeouts = Timeouts {
+            connect: ms(1),
+            first_byte: ms(2),
+            between_chunks: ms(3),
+            client: ms(4),
+            drain: s(0),
+            drain_delay: s(0),
+        };
         assert_eq!(config.timeouts, timeouts);
         assert_eq!(config.limits, Limits { body_bytes: 1024, bodies_in_flight_bytes: 1_000_000 });
     }

@@ -9,6 +9,7 @@ mod document;
 mod file;
 mod meaning;
 mod names;
+mod networks;
 mod notation;
 mod secret;
 mod suggest;
@@ -20,6 +21,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 pub use meaning::{Overrides, find, load, parse};
 pub use url::UrlMistake;
 
@@ -36,6 +38,8 @@ pub struct Config {
     pub workers: usize,
     /// Whether answers carry the `x-vision-proxy-*` headers.
     pub reveal: bool,
+    /// Peers that are believed what they say of the clients behind them.
+    pub trusted_proxies: Vec<IpNet>,
     /// Which plugins run, with what.
     pub plugins: Plugins,
     /// `[models]`: public name → the names it may have on backends, best first.
@@ -288,6 +292,8 @@ pub struct Timeouts {
     pub first_byte: Duration,
     /// The longest silence within an answer.
     pub between_chunks: Duration,
+    /// How long a client may take nothing of an answer that is ready for it.
+    pub client: Duration,
     /// For what still runs, after SIGTERM or when a backend is removed.
     pub drain: Duration,
     /// How long listening goes on after SIGTERM while `/readyz` already answers 503.
@@ -393,7 +399,7 @@ mod tests {
             (
                 "[timeouts]\nidle = \"1s\"",
                 "timeouts.idle",
-                "known here: connect, first_byte, between_chunks, drain, drain_delay",
+                "known here: connect, first_byte, between_chunks, client, drain, drain_delay",
             ),
             ("[limits]\nbodies = \"1s\"", "limits.bodies", "known here: body, bodies_in_flight"),
             ("timeouts.connet = \"1s\"", "timeouts.connet", "did you mean `connect`?"),
@@ -495,6 +501,20 @@ mod tests {
             ),
         ] {
             assert_last(lines, &key, part);
+        }
+    }
+
+    #[test]
+    fn networks_are_addresses_and_prefixes() {
+        let read = |text: &str| parse(&format!("{BACKEND}trusted_proxies = {text}"), None, &Overrides::default());
+        let networks = read("[\"10.0.0.0/8\", \"192.168.1.7\", \"fd00::/8\"]").unwrap().trusted_proxies;
+        assert_eq!(
+            networks.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["10.0.0.0/8", "192.168.1.7/32", "fd00::/8"]
+        );
+        assert_last("trusted_proxies = \"10.0.0.0/8\"", "trusted_proxies", "a list of addresses and networks");
+        for wrong in ["[\"10.0.0.0/33\"]", "[\"proxy.local\"]", "[7]"] {
+            assert_last(&format!("trusted_proxies = {wrong}"), "trusted_proxies", "is no address or network");
         }
     }
 

@@ -24,7 +24,7 @@ use tokio::task::LocalSet;
 use tokio::time::timeout;
 
 use crate::config::{Config, Timeouts};
-use crate::edge::{Phase, Server, Shared, bind};
+use crate::edge::{Phase, Server, Shared, bind, descriptors};
 use crate::fleet::Queue;
 use crate::metrics::Metrics;
 pub use plugins::Plugins;
@@ -52,6 +52,7 @@ pub fn run(config: Config, source: ConfigSource, ready: impl FnOnce(Listening)) 
 async fn serve(config: Config, source: ConfigSource, ready: impl FnOnce(Listening)) -> anyhow::Result<()> {
     // Before anything else, so that a signal in the first moment ends the process in order too.
     let mut signals = Signals::new()?;
+    descriptors::raise_limit();
     let traffic = bind(config.listen).with_context(|| format!("cannot listen on {}", config.listen))?;
     let admin =
         TcpListener::bind(config.admin).await.with_context(|| format!("cannot listen on {} (admin)", config.admin))?;

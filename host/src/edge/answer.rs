@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 
 use super::response::Body;
-use super::route::{Dialect, Target};
+use super::route::{Dialect, METHODS, Target};
 use super::snapshot::Snapshot;
 use crate::error::ProxyError;
 
@@ -29,7 +30,10 @@ pub fn error(error: &ProxyError, dialect: Dialect) -> Response<Body> {
     };
     let mut response = json_answer(error.status(), &body);
     retry_fields(error, response.headers_mut());
-    if matches!(error, ProxyError::BadRequest(_)) {
+    if matches!(error, ProxyError::MethodNotAllowed) {
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(METHODS));
+    }
+    if matches!(error, ProxyError::BadRequest(_) | ProxyError::UploadTooSlow | ProxyError::BodyBroken) {
         // What follows on this connection may not be what it seems.
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
@@ -84,6 +88,12 @@ pub fn own(target: &Target<'_>, snapshot: &Snapshot) -> Result<Response<Body>, P
             json!({"models": snapshot.catalog.iter().map(|name| json!({"name": name, "model": name})).collect::<Vec<_>>()})
         }
         Target::OllamaVersion => json!({"version": env!("CARGO_PKG_VERSION")}),
+        Target::Options => {
+            let mut response = Response::new(Body::Whole(Bytes::new()));
+            *response.status_mut() = StatusCode::NO_CONTENT;
+            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(METHODS));
+            return Ok(response);
+        }
         Target::Hello | Target::Forward(_) => json!({"status": "ok", "server": "vision-proxy"}),
     };
     Ok(json_answer(StatusCode::OK, &body))

@@ -4,6 +4,9 @@
 //! request it never learns that the client left. So the connection is shared with a watch that reads a
 //! little ahead, into a bounded buffer, as long as an exchange is under way: the end of the stream
 //! ends the connection's future, and with it everything done for it.
+//!
+//! So do two kinds of slowness that hyper lets pass: a head that is begun and not finished, and an answer
+//! that the client does not take.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -11,13 +14,18 @@ use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep};
 
 /// Read ahead at most; a client that sends more behind a request than this waits, unwatched, for its answer.
 const AHEAD_LIMIT: usize = 16 * 1024;
+/// From the first byte of a head to its last: no client needs so long, and one that dawdles holds a connection.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// What opens an HTTP/2 connection with prior knowledge (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -31,15 +39,44 @@ struct Shared {
     ahead: RefCell<BytesMut>,
     /// Exchanges whose request has been read and whose answer has not ended.
     exchanges: Cell<u32>,
+    /// Requests whose head has been read and that have no answer yet.
+    unanswered: Cell<u32>,
+    /// When the first byte of a head came that is not complete.
+    head_begun: Cell<Option<Instant>>,
+    /// Since when the client takes nothing of what is ready for it.
+    blocked: Cell<Option<Instant>>,
+    /// Only by a connection that is broken off can the client see that its answer is not whole.
+    breaks_off: Cell<bool>,
 }
 
 /// An exchange under way; dropped with the last byte of its answer.
 #[derive(Debug)]
-pub struct Exchange(Rc<Shared>);
+pub struct Exchange {
+    shared: Rc<Shared>,
+    /// The end of the connection is the end of the answer: HTTP/1.0 knows no chunks.
+    ends_with_close: bool,
+}
+
+impl Exchange {
+    /// The answer ends before it is whole: a client that would not see it otherwise is sent a reset.
+    pub fn is_cut(&self) {
+        self.shared.breaks_off.set(self.ends_with_close);
+    }
+}
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        self.0.exchanges.set(self.0.exchanges.get() - 1);
+        self.shared.exchanges.set(self.shared.exchanges.get() - 1);
+    }
+}
+
+/// A request from its head to the head of its answer: until then what the client sends is no new head.
+#[derive(Debug)]
+pub struct Unanswered(Rc<Shared>);
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        self.0.unanswered.set(self.0.unanswered.get() - 1);
     }
 }
 
@@ -52,8 +89,15 @@ enum Seen {
 
 impl ClientStream {
     pub fn new(stream: TcpStream) -> Self {
-        let shared = Shared { stream: RefCell::new(stream), ahead: RefCell::default(), exchanges: Cell::new(0) };
-        Self(Rc::new(shared))
+        Self(Rc::new(Shared {
+            stream: RefCell::new(stream),
+            ahead: RefCell::default(),
+            exchanges: Cell::new(0),
+            unanswered: Cell::new(0),
+            head_begun: Cell::new(None),
+            blocked: Cell::new(None),
+            breaks_off: Cell::new(false),
+        }))
     }
 
     /// Reads just enough to tell HTTP/2 from HTTP/1; nothing is lost.
@@ -74,18 +118,44 @@ impl ClientStream {
         Ok(http2)
     }
 
-    /// From now on the client is watched, until the exchange is dropped.
-    pub fn exchange(&self) -> Exchange {
-        self.0.exchanges.set(self.0.exchanges.get() + 1);
-        Exchange(Rc::clone(&self.0))
+    /// Has the kernel end the connection where the client acknowledges nothing for so long.
+    pub fn acknowledge_within(&self, limit: Duration) {
+        // Where the kernel does not know how, our own watch is all there is.
+        let _ = SockRef::from(&*self.0.stream.borrow()).set_tcp_user_timeout(Some(limit));
     }
 
-    /// Drives a connection until it ends or, while an exchange is under way, its client is gone.
-    pub async fn drive<E>(&self, mut connection: Pin<&mut impl Future<Output = Result<(), E>>>) -> Result<(), E> {
+    /// A head has been read.
+    pub fn unanswered(&self) -> Unanswered {
+        self.0.head_begun.set(None);
+        self.0.unanswered.set(self.0.unanswered.get() + 1);
+        Unanswered(Rc::clone(&self.0))
+    }
+
+    /// From now on the client is watched, until the exchange is dropped.
+    pub fn exchange(&self, ends_with_close: bool) -> Exchange {
+        self.0.exchanges.set(self.0.exchanges.get() + 1);
+        Exchange { shared: Rc::clone(&self.0), ends_with_close }
+    }
+
+    /// Drives a connection until it ends or its client is gone: while an exchange is under way, and in any case once it
+    /// has not finished a head in time or has taken nothing for as long as `stall`.
+    pub async fn drive<E>(
+        &self,
+        stall: Duration,
+        mut connection: Pin<&mut impl Future<Output = Result<(), E>>>,
+    ) -> Result<(), E> {
+        let mut timer = None;
         std::future::poll_fn(|cx| {
             loop {
                 if let Poll::Ready(result) = connection.as_mut().poll(cx) {
+                    if self.0.breaks_off.get() {
+                        self.break_off();
+                    }
                     return Poll::Ready(result);
+                }
+                if self.poll_overdue(stall, &mut timer, cx).is_ready() {
+                    self.break_off();
+                    return Poll::Ready(Ok(()));
                 }
                 if self.0.exchanges.get() == 0 {
                     return Poll::Pending;
@@ -97,6 +167,42 @@ impl ClientStream {
             }
         })
         .await
+    }
+
+    /// Ready when the client is later than it may be. There is a timer only where a client was slow once.
+    fn poll_overdue(&self, stall: Duration, timer: &mut Option<Pin<Box<Sleep>>>, cx: &mut Context<'_>) -> Poll<()> {
+        let head = self.0.head_begun.get().map(|begun| begun + HEAD_TIMEOUT);
+        let write = self.0.blocked.get().map(|since| since + stall);
+        let Some(deadline) = head.into_iter().chain(write).min() else { return Poll::Pending };
+        let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        if timer.deadline() != deadline {
+            timer.as_mut().reset(deadline);
+        }
+        timer.as_mut().poll(cx)
+    }
+
+    /// Makes the coming end of the connection a reset, which also drops what the kernel still holds for the client.
+    fn break_off(&self) {
+        // An error means that it is closed already.
+        let _ = self.0.stream.borrow().set_zero_linger();
+    }
+
+    /// Whether the kernel took what was written.
+    fn note_write<T>(&self, written: Poll<T>) -> Poll<T> {
+        if written.is_ready() {
+            self.0.blocked.set(None);
+        } else if self.0.blocked.get().is_none() {
+            self.0.blocked.set(Some(Instant::now()));
+        }
+        written
+    }
+
+    /// Whether what was just read begins a head.
+    fn note_read(&self, read: usize) {
+        let is_head = self.0.exchanges.get() == 0 && self.0.unanswered.get() == 0;
+        if read > 0 && is_head && self.0.head_begun.get().is_none() {
+            self.0.head_begun.set(Some(Instant::now()));
+        }
     }
 
     fn poll_watch(&self, cx: &mut Context<'_>) -> Poll<Seen> {
@@ -121,9 +227,13 @@ impl AsyncRead for ClientStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let mut ahead = self.0.ahead.borrow_mut();
         if ahead.is_empty() {
-            return Pin::new(&mut *self.0.stream.borrow_mut()).poll_read(cx, buffer);
+            let before = buffer.filled().len();
+            let read = Pin::new(&mut *self.0.stream.borrow_mut()).poll_read(cx, buffer);
+            self.note_read(buffer.filled().len() - before);
+            return read;
         }
         let take = ahead.len().min(buffer.remaining());
+        self.note_read(take);
         buffer.put_slice(ahead.get(..take).unwrap_or_default());
         ahead.advance(take);
         if ahead.is_empty() {
@@ -136,7 +246,8 @@ impl AsyncRead for ClientStream {
 
 impl AsyncWrite for ClientStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *self.0.stream.borrow_mut()).poll_write(cx, bytes)
+        let written = Pin::new(&mut *self.0.stream.borrow_mut()).poll_write(cx, bytes);
+        self.note_write(written)
     }
 
     fn poll_write_vectored(
@@ -144,7 +255,8 @@ impl AsyncWrite for ClientStream {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *self.0.stream.borrow_mut()).poll_write_vectored(cx, slices)
+        let written = Pin::new(&mut *self.0.stream.borrow_mut()).poll_write_vectored(cx, slices);
+        self.note_write(written)
     }
 
     fn is_write_vectored(&self) -> bool {

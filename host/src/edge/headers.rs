@@ -1,11 +1,11 @@
 //! Which fields cross the proxy, in both directions (RFC 9110 §7.6). Pure.
 
-use std::net::IpAddr;
+use std::sync::LazyLock;
 
 use http::Version;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use http::request::Parts;
-use http::uri::Authority;
+
+use super::forwarded::protocol;
 
 /// Fields of one hop; never forwarded.
 const HOP_BY_HOP: [HeaderName; 9] = [
@@ -22,67 +22,81 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 
 /// Request fields that the proxy says itself or that must not reach a backend. `accept-encoding` among them:
 /// a compressed answer could be neither translated nor flushed event by event.
-const NOT_FORWARDED: [HeaderName; 9] = [
+const NOT_FORWARDED: [HeaderName; 5] = [
     header::HOST,
     header::CONTENT_LENGTH,
     header::EXPECT,
     header::ACCEPT_ENCODING,
-    header::FORWARDED,
-    HeaderName::from_static("x-forwarded-for"),
-    HeaderName::from_static("x-forwarded-host"),
-    HeaderName::from_static("x-real-ip"),
     HeaderName::from_static("http2-settings"),
 ];
+
+/// What `Connection` cannot name away: where a message goes, how long it is, what it is and who sends it.
+const END_TO_END: [HeaderName; 10] = [
+    header::HOST,
+    header::CONTENT_LENGTH,
+    header::CONTENT_TYPE,
+    header::CONTENT_ENCODING,
+    header::AUTHORIZATION,
+    HeaderName::from_static("x-api-key"),
+    HeaderName::from_static("api-key"),
+    header::VIA,
+    header::FORWARDED,
+    X_REQUEST_ID,
+];
+
+/// This process in `Via`, by the protocol of the request. The number tells processes apart, so that one may stand behind
+/// another and a circle is still seen.
+static VIA: LazyLock<[(Version, HeaderValue); 3]> = LazyLock::new(|| {
+    let own = format!("vision-proxy-{:08x}", fastrand::u32(..));
+    [Version::HTTP_11, Version::HTTP_2, Version::HTTP_10].map(|version| {
+        let value = HeaderValue::from_str(&format!("{} {own}", protocol(version)));
+        (version, value.unwrap_or(HeaderValue::from_static("1.1 vision-proxy")))
+    })
+});
 
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub const X_BACKEND: HeaderName = HeaderName::from_static("x-vision-proxy-backend");
 pub const X_MODEL: HeaderName = HeaderName::from_static("x-vision-proxy-model");
 pub const X_ATTEMPTS: HeaderName = HeaderName::from_static("x-vision-proxy-attempts");
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-
 /// Longest request id that is taken over from a client.
 const REQUEST_ID_LIMIT: usize = 64;
 
-/// Why two readers could read this head in two ways; `None` where they cannot. hyper has checked the rest.
-pub fn ambiguity(parts: &Parts) -> Option<&'static str> {
-    let mut hosts = parts.headers.get_all(header::HOST).iter();
-    let host = hosts.next();
-    // HTTP/2 has `:authority` instead, which hyper puts into the URI.
-    if (host.is_none() && parts.version == Version::HTTP_11) || hosts.next().is_some() {
-        return Some("There must be exactly one Host field.");
-    }
-    if host.is_some_and(|host| !is_authority(host)) {
-        return Some("The Host field is malformed.");
-    }
-    let mut codings = parts.headers.get_all(header::TRANSFER_ENCODING).iter();
-    let is_plain =
-        codings.next().is_none_or(|only| only.as_bytes().eq_ignore_ascii_case(b"chunked")) && codings.next().is_none();
-    (!is_plain).then_some("The only transfer coding understood is chunked, once.")
-}
-
-/// A host and perhaps a port (RFC 9110 §7.2); empty where the target has no authority.
-fn is_authority(host: &HeaderValue) -> bool {
-    let text = host.to_str().unwrap_or("@");
-    text.is_empty() || (!text.contains('@') && text.parse::<Authority>().is_ok())
-}
-
-/// An address as a field's value.
-pub fn of_address(address: IpAddr) -> HeaderValue {
-    HeaderValue::from_str(&address.to_string()).unwrap_or(HeaderValue::from_static("unknown"))
-}
-
-/// Makes a client's fields those of a request to a backend. `client` is its address.
-pub fn to_backend(headers: &mut HeaderMap, client: &HeaderValue, host: Option<HeaderValue>, request_id: &HeaderValue) {
+/// Makes a client's fields those of a request to a backend, but for what is told of the client (`forwarded`).
+pub fn to_backend(headers: &mut HeaderMap, version: Version, request_id: &HeaderValue) {
     strip(headers, &NOT_FORWARDED);
-    headers.insert(X_FORWARDED_FOR, client.clone());
-    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
-    if let Some(host) = host {
-        headers.insert(X_FORWARDED_HOST, host);
+    if let Some((_, via)) = VIA.iter().find(|(of, _)| *of == version).or(VIA.first()) {
+        headers.append(header::VIA, via.clone());
     }
-    headers.append(header::VIA, HeaderValue::from_static("1.1 vision-proxy"));
     headers.insert(X_REQUEST_ID, request_id.clone());
+}
+
+/// How often a request has passed through this process, as its `Via` says.
+pub fn passed_through_us(headers: &HeaderMap) -> usize {
+    let mut lists = headers.get_all(header::VIA).iter().peekable();
+    if lists.peek().is_none() {
+        return 0;
+    }
+    let by = |entry: &str| entry.split_ascii_whitespace().nth(1).unwrap_or_default().to_owned();
+    let own = VIA.first().and_then(|(_, via)| via.to_str().ok()).map(by).unwrap_or_default();
+    lists
+        .filter_map(|list| list.to_str().ok())
+        .flat_map(|list| list.split(','))
+        .filter(|entry| by(entry) == own)
+        .count()
+}
+
+/// Underscores in place of dashes: many backends cannot tell the two apart, and would take a forged field for one that
+/// says where a message goes, how it is read, or who sends it.
+fn is_look_alike(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    if !name.contains('_') {
+        return false;
+    }
+    let meant = name.replace('_', "-");
+    meant.starts_with("x-forwarded-")
+        || meant.starts_with("x-vision-proxy-")
+        || meant == "x-real-ip"
+        || [&HOP_BY_HOP[..], &NOT_FORWARDED, &END_TO_END].iter().any(|list| list.iter().any(|known| *known == *meant))
 }
 
 /// Makes a backend's fields those of an answer to the client.
@@ -91,8 +105,7 @@ pub fn to_client(headers: &mut HeaderMap, request_id: &HeaderValue) {
     headers.insert(X_REQUEST_ID, request_id.clone());
 }
 
-/// Removes the fields of this hop, `others`, and those that `Connection` names. It can name away only what is of
-/// no consequence: not the fields that say where a request goes, how long it is or who sends it.
+/// Removes the fields of this hop, `others`, and those that `Connection` names, but for what it cannot name away.
 fn strip(headers: &mut HeaderMap, others: &[HeaderName]) {
     let mut named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
@@ -100,13 +113,11 @@ fn strip(headers: &mut HeaderMap, others: &[HeaderName]) {
         .filter_map(|value| value.to_str().ok())
         .flat_map(|list| list.split(','))
         .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
-        .filter(|name| {
-            ![header::HOST, header::CONTENT_LENGTH, header::CONTENT_TYPE, header::AUTHORIZATION, X_REQUEST_ID]
-                .contains(name)
-        })
+        .filter(|name| !END_TO_END.contains(name) && !name.as_str().starts_with("x-forwarded-"))
         .collect();
     // There are fewer fields than names that they might have, and comparing is cheaper than hashing.
-    named.extend(headers.keys().filter(|name| HOP_BY_HOP.contains(name) || others.contains(name)).cloned());
+    let is_of_this_hop = |name: &&HeaderName| HOP_BY_HOP.contains(name) || others.contains(name) || is_look_alike(name);
+    named.extend(headers.keys().filter(is_of_this_hop).cloned());
     for name in &named {
         headers.remove(name);
     }
@@ -148,30 +159,25 @@ mod tests {
             ("upgrade", "h2c"),
             ("authorization", "Bearer k"),
             ("x-other", "2"),
-            ("x-forwarded-for", "6.6.6.6"),
             ("accept-encoding", "gzip"),
+            ("x_forwarded_for", "6.6.6.6"),
+            ("content_length", "1"),
+            ("x_mine", "3"),
         ]);
-        to_backend(
-            &mut headers,
-            &of_address(IpAddr::from([127, 0, 0, 1])),
-            Some(HeaderValue::from_static("api")),
-            &HeaderValue::from_static("r"),
-        );
+        to_backend(&mut headers, Version::HTTP_11, &HeaderValue::from_static("r"));
         let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
-        assert_eq!(
-            names,
-            [
-                "authorization",
-                "via",
-                "x-forwarded-for",
-                "x-forwarded-host",
-                "x-forwarded-proto",
-                "x-other",
-                "x-request-id"
-            ]
-        );
-        assert_eq!(headers["x-forwarded-for"], "127.0.0.1");
+        assert_eq!(names, ["authorization", "via", "x-other", "x-request-id", "x_mine"]);
+    }
+
+    #[test]
+    fn a_circle_is_seen_and_a_namesake_is_none() {
+        let mut headers = map(&[("via", "1.1 vision-proxy, 1.1 vision-proxy-0123456, 1.1 nginx")]);
+        assert_eq!(passed_through_us(&headers), 0);
+        for (times, version) in [Version::HTTP_11, Version::HTTP_2, Version::HTTP_10].into_iter().enumerate() {
+            to_backend(&mut headers, version, &HeaderValue::from_static("r"));
+            assert_eq!(passed_through_us(&headers), times + 1);
+        }
     }
 
     #[test]

@@ -8,6 +8,9 @@ mod answer;
 mod attempt;
 mod client;
 pub mod decisions;
+pub mod descriptors;
+mod forwarded;
+mod head;
 mod headers;
 mod journey;
 mod json;
@@ -20,6 +23,7 @@ mod retry;
 mod route;
 mod server;
 mod snapshot;
+mod streams;
 pub mod upstream;
 mod worker;
 

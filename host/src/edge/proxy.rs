@@ -8,32 +8,30 @@
 //! connection) is a value that gives itself back, so that dropping this future at any await cancels all.
 
 use std::convert::Infallible;
-use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use http::header::{self, HeaderValue};
 use http::request::Parts;
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, Version};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::attempt::Sending;
 use super::client::ClientStream;
+use super::forwarded::{self, Peer};
 use super::journey::{Journey, Stop, Underway};
 use super::request::{self, RequestBody};
 use super::response::{Account, Body};
 use super::route::{self, Dialect, Endpoint, Target, Unrouted};
 use super::worker::{Current, Worker};
-use super::{answer, headers, respond};
+use super::{answer, head, headers, respond};
 use crate::error::ProxyError;
 
 /// Who asks.
 #[derive(Debug)]
 pub struct Client {
-    pub address: IpAddr,
-    /// The same for `x-forwarded-for`.
-    pub forwarded_for: HeaderValue,
+    pub peer: Peer,
     /// `None` over HTTP/2, which reads on while requests are handled.
     pub watched: Option<ClientStream>,
 }
@@ -45,15 +43,16 @@ pub async fn serve(
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
     let started = Instant::now();
+    let _unanswered = client.watched.as_ref().map(ClientStream::unanswered);
     let current = worker.current();
     let request_id = headers::request_id(request.headers());
     let (parts, incoming) = request.into_parts();
     let path = parts.uri.path();
     let dialect = route::dialect(path);
     let is_head = parts.method == Method::HEAD;
-    let answered = match (headers::ambiguity(&parts), route::target(&parts.method, path)) {
-        (Some(why), _) => Err(ProxyError::BadRequest(why)),
-        (None, Ok(Target::Forward(endpoint))) => {
+    let answered = match (head::check(&parts), route::target(&parts.method, path)) {
+        (Err(error), _) => Err(error),
+        (Ok(()), Ok(Target::Forward(endpoint))) => {
             let arrival = Arrival {
                 worker: &worker,
                 current: &current,
@@ -64,8 +63,8 @@ pub async fn serve(
             };
             arrival.forward(parts, incoming).await
         }
-        (None, Ok(target)) => answer::own(&target, &current.snapshot),
-        (None, Err(unrouted)) => Ok(unrouted_answer(unrouted, dialect)),
+        (Ok(()), Ok(target)) => answer::own(&target, &current.snapshot),
+        (Ok(()), Err(unrouted)) => Ok(unrouted_answer(unrouted, dialect)),
     };
     let mut response = answered.unwrap_or_else(|error| {
         tracing::debug!(id = ?request_id, code = error.code(), "answered in the proxy's own name");
@@ -119,9 +118,12 @@ impl Arrival<'_> {
         let config = Arc::clone(&self.current.snapshot.config);
         let body = request::read(&parts.headers, incoming, config.limits.body_bytes, &self.worker.shared).await?;
         // From here on the client is watched: its leaving drops this future, and all that it holds.
-        let mut underway = Underway::new(account, self.client.watched.as_ref().map(ClientStream::exchange));
-        let host = parts.headers.get(header::HOST).cloned();
-        headers::to_backend(&mut parts.headers, &self.client.forwarded_for, host, self.request_id);
+        let ends_with_close = parts.version == Version::HTTP_10;
+        let exchange = self.client.watched.as_ref().map(|stream| stream.exchange(ends_with_close));
+        let mut underway = Underway::new(account, exchange);
+        let (host, peer) = (forwarded::host(parts), &self.client.peer);
+        headers::to_backend(&mut parts.headers, parts.version, self.request_id);
+        forwarded::tell(&mut parts.headers, peer, host, peer.is_trusted(&config.trusted_proxies));
         let repeatable = !body.facts.background;
         let mut sending = Sending {
             method: &parts.method,

@@ -104,7 +104,8 @@ impl History {
             Some(Cause::Invalid) => ProxyError::InvalidResponse,
             Some(Cause::Timeout) => ProxyError::UpstreamTimeout,
             Some(Cause::Busy) => ProxyError::Saturated { retry_after: DEFAULT_PAUSE },
-            Some(Cause::Local | Cause::Connect | Cause::Stale | Cause::Unanswered | Cause::ServerError) | None => {
+            Some(Cause::Local) => ProxyError::Overloaded,
+            Some(Cause::Connect | Cause::Stale | Cause::Unanswered | Cause::ServerError) | None => {
                 ProxyError::Unreachable
             }
         }

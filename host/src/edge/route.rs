@@ -46,7 +46,12 @@ pub enum Target<'a> {
     OllamaVersion,
     /// `GET /` and `GET /health`, which clients and load balancers ask.
     Hello,
+    /// `OPTIONS *`: of the proxy itself, and never forwarded (RFC 9110 §9.3.7).
+    Options,
 }
+
+/// Every method that some path takes, as in `Allow`.
+pub const METHODS: &str = "GET, HEAD, POST, OPTIONS";
 
 /// Why a request is for nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,6 +111,9 @@ const ENDPOINTS: &[Endpoint] = &[
 pub fn target<'a>(method: &Method, path: &'a str) -> Result<Target<'a>, Unrouted> {
     if let Some(endpoint) = ENDPOINTS.iter().find(|endpoint| endpoint.path == path) {
         return if method == Method::POST { Ok(Target::Forward(endpoint)) } else { Err(Unrouted::WrongMethod("POST")) };
+    }
+    if path == "*" {
+        return if method == Method::OPTIONS { Ok(Target::Options) } else { Err(Unrouted::UnknownPath) };
     }
     let own = match path {
         "/v1/models" => Target::Models,

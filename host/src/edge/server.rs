@@ -4,8 +4,8 @@
 //! connections uses every core: `SO_REUSEPORT` spreads by hash, which leaves workers idle when connections
 //! are few. A worker is one thread with one current-thread runtime; a request lives and dies on it.
 
-use std::io;
-use std::net::{SocketAddr, TcpStream as StdStream};
+use std::io::{self, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream as StdStream};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -15,21 +15,33 @@ use std::time::Duration;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
+use tokio::time::{Instant, timeout};
 
 use super::client::ClientStream;
-use super::headers;
+use super::descriptors::{self, Spare};
+use super::forwarded::Peer;
 use super::proxy::{self, Client};
 use super::snapshot::Shared;
+use super::streams::Streams;
 use super::worker::Worker;
 
 /// Connections the kernel may hold ready for us: a burst must not be refused.
 const BACKLOG: i32 = 4096;
-/// A client that has not sent its head, or its next request, after this long is let go.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+/// A client that sends no request for so long is let go.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
+/// A peer that has gone without a word is found out by probes, where nothing is on its way that it should acknowledge.
+const PROBE_AFTER: Duration = Duration::from_secs(15);
+const PROBE_EVERY: Duration = Duration::from_secs(5);
+/// Largest head of a request: more than any client sends, and bounded.
+const HEAD_LIMIT: usize = 32 * 1024;
+/// What a connection may hold in memory each way, for a client that does not read, or a body that is read on.
+const BUFFER_LIMIT: usize = 64 * 1024;
+/// Between two words in the log that clients are turned away.
+const REFUSALS_TOLD_EVERY: Duration = Duration::from_secs(10);
 /// HTTP/2: how long a silent client is taken to be there, and how soon it must answer a ping.
 const PING_EVERY: Duration = Duration::from_secs(20);
 /// HTTP/2: requests of one connection at once (the advice of Envoy's edge guide).
@@ -39,6 +51,8 @@ const STREAM_WINDOW: u32 = 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// How often idle connections to backends are looked through.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
+/// Without descriptors: how long until the next look.
+const SHORT_WHILE: Duration = Duration::from_millis(20);
 /// Draining: how long a connection that has said nothing yet may take to say something.
 const FIRST_WORD: Duration = Duration::from_secs(1);
 /// How long an answer that is cut may take to say so.
@@ -69,6 +83,9 @@ pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
     socket.set_nonblocking(true)?;
+    // Connections inherit these from the socket that accepts them. Small answers and events leave at once.
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(PROBE_AFTER).with_interval(PROBE_EVERY).with_retries(3))?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
@@ -126,6 +143,7 @@ async fn accept(
         Ok(listener) => listener,
         Err(error) => return tracing::error!("cannot listen: {error}"),
     };
+    let mut door = Door::new(descriptors::client_limit());
     loop {
         let accepted = tokio::select! {
             // First, so that who was let in before the end is served: until nobody stands at the door.
@@ -134,12 +152,67 @@ async fn accept(
             _ = phase.wait_for(|phase| *phase > Phase::Serving) => return,
         };
         match accepted {
-            Ok(stream) => give(stream, &workers, &shared),
-            Err(error) => {
-                // Out of file descriptors, mostly: what is open goes on, and some will close.
-                tracing::warn!("cannot accept: {error}");
-                tokio::time::sleep(Duration::from_millis(20)).await;
+            Ok(stream) if door.is_open(&shared) => give(stream, &workers, &shared),
+            Ok(stream) => door.refuse(&stream),
+            Err(error) => door.without_descriptors(&listener, &error).await,
+        }
+    }
+}
+
+/// Who is let in.
+struct Door {
+    /// Clients at once.
+    limit: u64,
+    spare: Spare,
+    told: Option<Instant>,
+}
+
+/// Whoever is turned away learns why, in the shape that most clients read.
+const REFUSAL: &str = "{\"error\":{\"message\":\"Too many clients are connected. Try again shortly.\",\
+    \"type\":\"overloaded_error\",\"param\":null,\"code\":\"proxy_overloaded\"}}";
+
+impl Door {
+    fn new(limit: u64) -> Self {
+        Self { limit, spare: Spare::new(1), told: None }
+    }
+
+    fn is_open(&self, shared: &Shared) -> bool {
+        shared.connections.iter().map(|connections| connections.load(Relaxed)).sum::<u64>() < self.limit
+    }
+
+    /// Costs one write, whether or not it is read.
+    fn refuse(&mut self, mut stream: &StdStream) {
+        let length = REFUSAL.len();
+        let head = "HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1";
+        let answer = format!("{head}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{REFUSAL}");
+        let _ = stream.write(answer.as_bytes());
+        let _ = stream.shutdown(Shutdown::Write);
+        self.tell(&format!("{} are connected, and there are descriptors for no more", self.limit));
+    }
+
+    /// There is nothing to accept with. The spare descriptor is: to send away whoever stands at the door, who would
+    /// otherwise be there again at once.
+    async fn without_descriptors(&mut self, listener: &TcpListener, error: &io::Error) {
+        self.tell(&format!("cannot accept: {error}"));
+        if descriptors::have_run_out(error) && self.spare.lend() {
+            // Whoever stood there may have left.
+            if let Ok(Ok((stream, _))) = timeout(SHORT_WHILE, listener.accept()).await
+                && let Ok(stream) = stream.into_std()
+            {
+                self.refuse(&stream);
             }
+            self.spare.refill();
+        } else {
+            // What is open goes on, and some of it will close.
+            tokio::time::sleep(SHORT_WHILE).await;
+        }
+    }
+
+    /// At most one line in a while, however many come.
+    fn tell(&mut self, why: &str) {
+        if self.told.is_none_or(|told| told.elapsed() >= REFUSALS_TOLD_EVERY) {
+            self.told = Some(Instant::now());
+            tracing::warn!("clients are turned away: {why}");
         }
     }
 }
@@ -197,17 +270,13 @@ async fn finish(open: &Rc<()>, mut phase: watch::Receiver<Phase>) {
         _ = phase.wait_for(|phase| *phase == Phase::Ended) => {}
     }
     // Whoever reads too slowly for this is cut without a word.
-    let _ = tokio::time::timeout(LAST_WORD, closed).await;
+    let _ = timeout(LAST_WORD, closed).await;
 }
 
 /// Serves one connection, in whichever version it speaks.
 async fn connection(worker: &Rc<Worker>, stream: StdStream, phase: watch::Receiver<Phase>) {
     let Ok(stream) = TcpStream::from_std(stream) else { return };
     let Ok(peer) = stream.peer_addr() else { return };
-    // Small answers and events leave at once.
-    if stream.set_nodelay(true).is_err() {
-        return;
-    }
     let mut stream = ClientStream::new(stream);
     let mut draining = phase.clone();
     let late = async {
@@ -215,66 +284,77 @@ async fn connection(worker: &Rc<Worker>, stream: StdStream, phase: watch::Receiv
         tokio::time::sleep(FIRST_WORD).await;
     };
     let spoken = tokio::select! {
-        spoken = tokio::time::timeout(HEAD_TIMEOUT, stream.speaks_http2()) => spoken,
+        spoken = timeout(IDLE_TIMEOUT, stream.speaks_http2()) => spoken,
         // It has said nothing yet: there is nothing to finish.
         () = late => return,
     };
     let Ok(Ok(is_http2)) = spoken else { return };
     let watched = (!is_http2).then(|| stream.clone());
-    let client = Rc::new(Client { address: peer.ip(), forwarded_for: headers::of_address(peer.ip()), watched });
+    let client = Rc::new(Client { peer: Peer::new(peer.ip(), "http"), watched });
+    // Boxed, so that a connection is as large as what it speaks, and not as the largest that it could speak.
     if is_http2 {
-        serve_http2(worker, client, stream, phase).await
+        Box::pin(serve_http2(worker, client, stream, phase)).await
     } else {
-        serve_http1(worker, client, stream, phase).await
+        Box::pin(serve_http1(worker, client, stream, phase)).await
     }
 }
 
 async fn serve_http1(worker: &Rc<Worker>, client: Rc<Client>, stream: ClientStream, mut phase: watch::Receiver<Phase>) {
-    let service = service_fn(|request| proxy::serve(Rc::clone(worker), Rc::clone(&client), request));
+    // Boxed, for hyper keeps room for this future as long as the connection lasts, and it is needed only until the answer
+    // begins.
+    let service = service_fn(|request| Box::pin(proxy::serve(Rc::clone(worker), Rc::clone(&client), request)));
+    let stall = stall_limit(worker, &stream);
     let is_late = *phase.borrow() > Phase::Serving;
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
+        .header_read_timeout(IDLE_TIMEOUT)
+        .max_header_size(HEAD_LIMIT)
+        .max_buf_size(BUFFER_LIMIT)
         .half_close(false)
         .keep_alive(!is_late)
         .serve_connection(TokioIo::new(stream.clone()), service);
     let mut connection = std::pin::pin!(connection);
     if !is_late {
         let served = tokio::select! {
-            served = stream.drive(connection.as_mut()) => Some(served),
+            served = stream.drive(stall, connection.as_mut()) => Some(served),
             _ = phase.wait_for(|phase| *phase > Phase::Serving) => None,
         };
         if let Some(served) = served {
-            let _ = served.inspect_err(|error| tracing::debug!(client = %client.address, "connection ended: {error}"));
+            let _ =
+                served.inspect_err(|error| tracing::debug!(client = %client.peer.address, "connection ended: {error}"));
             return;
         }
         // hyper closes a connection that has not said anything yet, which is why this is not for late ones.
         connection.as_mut().graceful_shutdown();
     }
-    let mut connection = std::pin::pin!(stream.drive(connection));
+    let mut connection = std::pin::pin!(stream.drive(stall, connection));
     tokio::select! {
         _ = connection.as_mut() => return,
         _ = phase.wait_for(|phase| *phase == Phase::Ended) => {}
     }
     // Polled once more, an answer under way ends with its last word.
     worker.cut.set(true);
-    let _ = tokio::time::timeout(LAST_WORD, connection).await;
+    let _ = timeout(LAST_WORD, connection).await;
 }
 
 async fn serve_http2(worker: &Rc<Worker>, client: Rc<Client>, stream: ClientStream, mut phase: watch::Receiver<Phase>) {
+    let streams = Streams::new(stall_limit(worker, &stream));
     let worker = Rc::clone(worker);
-    let service = service_fn(move |request| proxy::serve(Rc::clone(&worker), Rc::clone(&client), request));
-    let connection = http2::Builder::new(OnThisThread)
+    let service = service_fn(move |request| Box::pin(proxy::serve(Rc::clone(&worker), Rc::clone(&client), request)));
+    let connection = http2::Builder::new(streams.clone())
         .timer(TokioTimer::new())
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_EVERY)
         .max_concurrent_streams(STREAMS)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(HEAD_LIMIT as u32)
+        .max_send_buf_size(BUFFER_LIMIT)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     let served = tokio::select! {
         served = connection.as_mut() => Some(served),
+        () = streams.idle(IDLE_TIMEOUT) => None,
         _ = phase.wait_for(|phase| *phase > Phase::Serving) => None,
     };
     if served.is_none() {
@@ -286,15 +366,10 @@ async fn serve_http2(worker: &Rc<Worker>, client: Rc<Client>, stream: ClientStre
     }
 }
 
-/// Spawns what HTTP/2 needs spawned on the worker's own thread.
-#[derive(Debug, Clone, Copy)]
-struct OnThisThread;
-
-impl<F: Future + 'static> hyper::rt::Executor<F> for OnThisThread
-where
-    F::Output: 'static,
-{
-    fn execute(&self, future: F) {
-        tokio::task::spawn_local(future);
-    }
+/// How long this client may take nothing of an answer. The kernel is told the same: it knows whether a client that is
+/// silent is there at all (RFC 5482).
+fn stall_limit(worker: &Worker, stream: &ClientStream) -> Duration {
+    let limit = worker.shared.snapshot.load().config.timeouts.client;
+    stream.acknowledge_within(limit);
+    limit
 }

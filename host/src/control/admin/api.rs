@@ -164,6 +164,7 @@ pub fn config(view: &View) -> Value {
                 "connect": seconds(config.timeouts.connect),
                 "first_byte": seconds(config.timeouts.first_byte),
                 "between_chunks": seconds(config.timeouts.between_chunks),
+                "client": seconds(config.timeouts.client),
                 "drain": seconds(config.timeouts.drain),
                 "drain_delay": seconds(config.timeouts.drain_delay),
             },

@@ -25,11 +25,15 @@ use tokio::task::spawn_local;
 
 use super::status::Status;
 use crate::edge::Shared;
+use crate::edge::descriptors::{self, Spare};
 
 /// The live page; it asks the API for everything it shows.
 const PAGE: &str = include_str!("page.html");
 /// What the page may do: its own script and style, and ask its own server.
 const PAGE_POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; frame-ancestors 'none'";
+
+/// Descriptors that are kept for this listener.
+const SPARE: usize = 8;
 
 type Answer = Response<Full<Bytes>>;
 
@@ -42,15 +46,19 @@ pub struct View {
 /// Serves until the process ends.
 pub async fn serve(listener: TcpListener, shared: Arc<Shared>, status: Arc<Status>) {
     let view = Arc::new(View { shared, status });
+    let mut spare = Spare::new(SPARE);
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
+            // Clients took all the others: whoever is to find out why must still get in.
+            Err(error) if descriptors::have_run_out(&error) && spare.lend() => continue,
             Err(error) => {
                 tracing::warn!("cannot accept (admin): {error}");
                 tokio::time::sleep(std::time::Duration::from_millis(50)).await;
                 continue;
             }
         };
+        spare.refill();
         let view = Arc::clone(&view);
         spawn_local(async move {
             let service = service_fn(|request| std::future::ready(Ok::<_, Infallible>(answer(&view, &request))));

@@ -13,10 +13,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderValue, header};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
-use tokio::time::timeout;
+use hyper::body::{Frame, Incoming};
+use tokio::time::{Instant, timeout_at};
 
 pub use facts::{BodyError, Facts};
 use multipart::MultipartScan;
@@ -26,8 +26,10 @@ use splice::splice;
 use super::snapshot::{HeldBytes, Shared};
 use crate::error::{ProxyError, Unroutable};
 
-/// A client that sends nothing for so long has left without saying so.
-const UPLOAD_SILENCE: Duration = Duration::from_secs(30);
+/// What a client must bring in each stretch of its upload: 1 KiB/s, which the worst of lines can do. A limit for the
+/// whole would have to fit the largest body on that line, and let whoever sends nothing sit for as long.
+const STRETCH: Duration = Duration::from_secs(10);
+const STRETCH_BYTES: usize = 10 * 1024;
 
 /// A body, whole, and what it says.
 #[derive(Debug)]
@@ -99,8 +101,8 @@ pub async fn read(
     if announced > limit_bytes {
         return Err(too_large);
     }
-    if headers.get(header::CONTENT_ENCODING).is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"))
-    {
+    let is_coded = |coding: &HeaderValue| !coding.as_bytes().eq_ignore_ascii_case(b"identity");
+    if headers.get_all(header::CONTENT_ENCODING).iter().any(is_coded) {
         return Err(ProxyError::UnsupportedEncoding);
     }
     let mut scan = Scan::new(headers)?;
@@ -109,8 +111,9 @@ pub async fn read(
         return Err(ProxyError::Overloaded);
     }
     let (mut chunks, mut length) = (Vec::new(), 0);
-    while let Some(frame) = timeout(UPLOAD_SILENCE, incoming.frame()).await.map_err(|_| ProxyError::BodyBroken)? {
-        let Ok(chunk) = frame.map_err(|_| ProxyError::BodyBroken)?.into_data() else { continue };
+    let mut pace = Pace { until: Instant::now() + STRETCH, wanted: STRETCH_BYTES };
+    while let Some(frame) = pace.frame(&mut incoming, length).await? {
+        let Ok(chunk) = frame.into_data() else { continue };
         length += chunk.len();
         if length as u64 > limit_bytes {
             return Err(too_large);
@@ -123,6 +126,26 @@ pub async fn read(
     }
     let is_json = matches!(scan, Scan::Json(_));
     Ok(RequestBody { chunks, length, facts: scan.finish()?, is_json, _held: held })
+}
+
+/// How fast an upload has to go on.
+struct Pace {
+    until: Instant,
+    /// So much must have come by then.
+    wanted: usize,
+}
+
+impl Pace {
+    /// The next frame of a body of which so much has come.
+    async fn frame(&mut self, incoming: &mut Incoming, length: usize) -> Result<Option<Frame<Bytes>>, ProxyError> {
+        loop {
+            match timeout_at(self.until, incoming.frame()).await {
+                Ok(frame) => return frame.transpose().map_err(|_| ProxyError::BodyBroken),
+                Err(_) if length < self.wanted => return Err(ProxyError::UploadTooSlow),
+                Err(_) => *self = Self { until: self.until + STRETCH, wanted: length + STRETCH_BYTES },
+            }
+        }
+    }
 }
 
 impl From<BodyError> for ProxyError {

@@ -18,6 +18,8 @@ pub use relay::{Account, End, LastWord, Relay};
 pub use rename::{Format, Nest, Rename};
 pub use usage::{Counts, Usage};
 
+use super::streams::note_frame;
+
 /// The body of every answer.
 #[derive(Debug)]
 pub enum Body {
@@ -37,11 +39,13 @@ impl http_body::Body for Body {
     type Error = Interrupted;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Interrupted>>> {
-        match self.get_mut() {
+        let polled = match self.get_mut() {
             Self::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
             Self::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
             Self::Relay(relay) => relay.poll_chunk(cx).map(|chunk| chunk.map(|chunk| chunk.map(Frame::data))),
-        }
+        };
+        note_frame(&polled);
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

@@ -92,7 +92,7 @@ pub struct Relay {
     pub cut: Rc<Cell<bool>>,
     pub end: End,
     pub account: Rc<Account>,
-    #[expect(dead_code, reason = "held for its drop: until then the client is watched")]
+    /// Until it is dropped the client is watched.
     pub exchange: Option<Exchange>,
 }
 
@@ -131,7 +131,10 @@ impl Relay {
                     cx.waker().wake_by_ref();
                     return Poll::Pending;
                 }
-                End::Cut => return Poll::Ready(Some(Err(Interrupted))),
+                End::Cut => {
+                    self.exchange.as_ref().inspect(|exchange| exchange.is_cut());
+                    return Poll::Ready(Some(Err(Interrupted)));
+                }
             }
             match ready!(self.upstream.poll_piece(cx)) {
                 Some(Ok(piece)) => self.take_in(piece),

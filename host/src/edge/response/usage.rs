@@ -4,6 +4,8 @@
 //! what follows it is read; a key cannot be met inside a text, where its quotes would be escaped. The counts are
 //! the backend's word, good for metrics and for nothing that is paid.
 
+use std::sync::LazyLock;
+
 use memchr::memmem::Finder;
 
 use crate::edge::json::{Piece, Scanner, Token};
@@ -36,6 +38,16 @@ impl Counts {
         }
     }
 
+    /// Searches for that key. Made once: a finder is larger than all else that is kept of an answer.
+    fn key(self) -> &'static Finder<'static> {
+        static OF_USAGE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(&Counts::Usage.opening()[1..]));
+        static OF_OBJECT: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(&Counts::Object.opening()[1..]));
+        match self {
+            Self::Usage => &OF_USAGE,
+            Self::Object => &OF_OBJECT,
+        }
+    }
+
     /// The depth inside the object with the counts, counted from the opening.
     fn depth(self) -> u8 {
         match self {
@@ -64,7 +76,7 @@ enum State {
 #[derive(Debug)]
 pub struct Usage {
     counts: Counts,
-    key: Finder<'static>,
+    key: &'static Finder<'static>,
     state: State,
     scanner: Scanner,
     expected: Option<Count>,
@@ -74,8 +86,14 @@ pub struct Usage {
 impl Usage {
     /// The counts of an answer before its first byte.
     pub fn new(counts: Counts) -> Self {
-        let key = Finder::new(counts.opening().get(1..).unwrap_or_default());
-        Self { counts, key, state: State::Search(0), scanner: Scanner::new(), expected: None, tokens: None }
+        Self {
+            counts,
+            key: counts.key(),
+            state: State::Search(0),
+            scanner: Scanner::new(),
+            expected: None,
+            tokens: None,
+        }
     }
 
     /// The last counts met; later ones include earlier ones wherever an API gives several.

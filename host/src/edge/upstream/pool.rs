@@ -76,6 +76,12 @@ impl Pool {
         });
     }
 
+    /// Closes every idle connection, for something on this machine has run out; false where there was none.
+    pub(super) fn give_up(&self) -> bool {
+        let given_up = std::mem::take(&mut *self.idle.borrow_mut());
+        !given_up.is_empty()
+    }
+
     /// The shared read buffer. Never held across an await.
     pub(super) fn scratch(&self) -> RefMut<'_, Box<[u8]>> {
         self.scratch.borrow_mut()

@@ -78,15 +78,20 @@ pub async fn send(
     let (kept, idle) = idle.unzip();
     let mut stream = match kept {
         Some(stream) => stream,
-        None => timeout(timeouts.connect, pool::connect(url))
-            .await
-            .map_err(|_| Failure::ConnectTimeout)?
-            .map_err(unconnected)?,
+        None => match connect(url, timeouts).await {
+            // What idle connections hold may be what is missing.
+            Err(Failure::Local(_)) if pool.give_up() => connect(url, timeouts).await?,
+            connected => connected?,
+        },
     };
     let unanswered = |_| Failure::Unanswered { idle };
     let written = write(&mut stream, &head(request, url), request.body, pool).await.map_err(unanswered)?;
     let head = read_head(&mut stream, pool, written.answered, idle).await?;
     head.into_answer(stream, pool, id, written.whole, timeouts.between_chunks, request.method)
+}
+
+async fn connect(url: &BackendUrl, timeouts: &Timeouts) -> Result<TcpStream, Failure> {
+    timeout(timeouts.connect, pool::connect(url)).await.map_err(|_| Failure::ConnectTimeout)?.map_err(unconnected)
 }
 
 /// EMFILE, ENFILE, ENOMEM, ENOBUFS and EADDRNOTAVAIL: what connecting lacks on this side.
@@ -306,7 +311,7 @@ impl Head {
     }
 
     fn into_answer(
-        self,
+        mut self,
         stream: TcpStream,
         pool: &Rc<Pool>,
         backend: u64,
@@ -315,6 +320,9 @@ impl Head {
         method: &Method,
     ) -> Result<Answer, Failure> {
         let framing = self.framing(method)?;
+        // Said twice it is still one length, and goes on as one field; an answer without a body has none to tell.
+        let length = self.headers.remove(header::CONTENT_LENGTH).filter(|_| self.status != StatusCode::NO_CONTENT);
+        length.map(|length| self.headers.insert(header::CONTENT_LENGTH, length));
         let reusable = whole
             && self.persists
             && !framing.ends_with_close()
@@ -333,6 +341,10 @@ impl Head {
         let codings: Vec<_> = self.headers.get_all(header::TRANSFER_ENCODING).iter().collect();
         match codings.as_slice() {
             [] => {}
+            // Two ways of framing at once, or one that HTTP/1.0 does not have: another reader would see another end.
+            _ if !self.persists || self.headers.contains_key(header::CONTENT_LENGTH) => {
+                return Err(Failure::Invalid("a transfer coding that does not belong there"));
+            }
             [only] if only.as_bytes().eq_ignore_ascii_case(b"chunked") => {
                 return Ok(Framing::Chunked(Chunks::default()));
             }
@@ -412,10 +424,15 @@ mod tests {
             "content-length: 5\r\ncontent-length: 6\r\n",
             "content-length: +5\r\n",
             "content-length: \r\n",
+            "content-length: 5, 5\r\n",
             "transfer-encoding: gzip, chunked\r\n",
+            "transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n",
+            "transfer-encoding: chunked\r\ncontent-length: 5\r\n",
         ] {
             assert!(framing(bad).is_err(), "{bad}");
         }
+        let old = parsed(b"HTTP/1.0 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").unwrap();
+        assert!(old.framing(&Method::POST).is_err(), "HTTP/1.0 has no chunks");
     }
 
     #[test]

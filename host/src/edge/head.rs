@@ -1,0 +1,118 @@
+//! Whether a request's head is one that a gateway may act on: the checks that cost nothing, before anything is read.
+//! hyper has checked the rest. Pure.
+
+use http::header::{self, HeaderMap, HeaderValue};
+use http::request::Parts;
+use http::uri::Authority;
+use http::{Method, Version};
+
+use super::headers::passed_through_us;
+use crate::error::ProxyError;
+
+/// Times that a request may have passed through this very process: once may be meant, twice is a circle.
+const PASSES: usize = 1;
+
+/// Checks a head.
+///
+/// # Errors
+/// Why it is answered here and goes nowhere.
+pub fn check(parts: &Parts) -> Result<(), ProxyError> {
+    if let Some(why) = ambiguity(parts) {
+        return Err(ProxyError::BadRequest(why));
+    }
+    // RFC 9110 §9.3.6 and §9.3.8: neither is for a gateway, whatever the path.
+    if matches!(parts.method, Method::CONNECT | Method::TRACE) {
+        return Err(ProxyError::MethodNotAllowed);
+    }
+    let expects_other = |value: &HeaderValue| !value.as_bytes().eq_ignore_ascii_case(b"100-continue");
+    if parts.headers.get_all(header::EXPECT).iter().any(expects_other) {
+        return Err(ProxyError::ExpectationFailed);
+    }
+    if passed_through_us(&parts.headers) > PASSES {
+        return Err(ProxyError::LoopDetected);
+    }
+    Ok(())
+}
+
+/// Why two readers could read this head in two ways; `None` where they cannot.
+fn ambiguity(parts: &Parts) -> Option<&'static str> {
+    let mut hosts = parts.headers.get_all(header::HOST).iter();
+    let host = hosts.next();
+    // HTTP/2 has `:authority` instead, which hyper puts into the URI.
+    if (host.is_none() && parts.version == Version::HTTP_11) || hosts.next().is_some() {
+        return Some("There must be exactly one Host field.");
+    }
+    if host.is_some_and(|host| !is_authority(host)) {
+        return Some("The Host field is malformed.");
+    }
+    if parts.uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
+        return Some("The target must not hold a user name.");
+    }
+    if parts.uri.scheme_str().is_some_and(|scheme| !matches!(scheme, "http" | "https")) {
+        return Some("The target is of an unknown scheme.");
+    }
+    has_other_coding(&parts.headers).then_some("The only transfer coding understood is chunked, once.")
+}
+
+/// A host and perhaps a port (RFC 9110 §7.2); empty where the target has no authority.
+fn is_authority(host: &HeaderValue) -> bool {
+    let Ok(text) = host.to_str() else { return false };
+    let Ok(authority) = text.parse::<Authority>() else { return text.is_empty() };
+    let port = text.strip_prefix(authority.host()).unwrap_or("@");
+    let is_port = port.strip_prefix(':').unwrap_or(port).bytes().all(|byte| byte.is_ascii_digit());
+    // A list is valid by the letter, and somebody behind us would take the other host of the two.
+    is_port && !text.contains(',')
+}
+
+fn has_other_coding(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    codings.next().is_some_and(|only| !only.as_bytes().eq_ignore_ascii_case(b"chunked")) || codings.next().is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::Request;
+
+    fn refused(method: &str, target: &str, fields: &[(&str, &str)]) -> Option<u16> {
+        let mut request = Request::builder().method(method).uri(target);
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        check(&request.body(()).unwrap().into_parts().0).err().map(|error| error.status().as_u16())
+    }
+
+    #[test]
+    fn what_is_clear_passes() {
+        for fields in [
+            &[("host", "api")][..],
+            &[("host", "[::1]:8080"), ("expect", "100-Continue")],
+            &[("host", "api"), ("transfer-encoding", "Chunked"), ("x_mine", "1")],
+            &[("host", ""), ("via", "1.1 vision-proxy, 1.1 nginx, 1.1 vision-proxy-00000000")],
+        ] {
+            assert_eq!(refused("POST", "/v1/chat/completions", fields), None, "{fields:?}");
+        }
+        assert_eq!(refused("POST", "http://api/v1/chat/completions", &[("host", "other")]), None);
+    }
+
+    #[test]
+    fn what_two_readers_would_read_differently_is_refused() {
+        let host = ("host", "api");
+        for (fields, status) in [
+            (&[][..], 400),
+            (&[host, host], 400),
+            (&[("host", "a b")], 400),
+            (&[("host", "me@api")], 400),
+            (&[("host", "api:port")], 400),
+            (&[("host", "api,other")], 400),
+            (&[host, ("transfer-encoding", "chunked, chunked")], 400),
+            (&[host, ("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")], 400),
+            (&[host, ("expect", "the-unexpected")], 417),
+        ] {
+            assert_eq!(refused("POST", "/v1/chat/completions", fields), Some(status), "{fields:?}");
+        }
+        assert_eq!(refused("POST", "http://me@api/v1/chat/completions", &[host]), Some(400));
+        assert_eq!(refused("POST", "ftp://api/v1/chat/completions", &[host]), Some(400));
+        assert_eq!(refused("TRACE", "/anything", &[host]), Some(405));
+    }
+}

@@ -1,0 +1,87 @@
+//! A backend that keeps every byte it is sent. It answers polls as plain OpenAI does, and every chat alike.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::support::{MODEL, NATIVE};
+
+#[derive(Default)]
+struct Seen {
+    requests: Vec<Vec<u8>>,
+    odd: String,
+}
+
+pub struct Recorder {
+    address: SocketAddr,
+    seen: Arc<Mutex<Seen>>,
+}
+
+impl Recorder {
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let recorder = Self { address: listener.local_addr().expect("an address"), seen: Arc::default() };
+        let seen = Arc::clone(&recorder.seen);
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(serve(stream, Arc::clone(&seen)));
+            }
+        });
+        recorder
+    }
+
+    /// A configuration with this backend alone.
+    pub fn config(&self) -> String {
+        let address = self.address;
+        format!(
+            "[[backends]]\nurl = \"http://{address}\"\nengine = \"openai\"\nslots = 64\nmodels = {{ \"{MODEL}\" = \"{NATIVE}\" }}\n"
+        )
+    }
+
+    /// Every request that is no poll, head and body as they came.
+    pub fn requests(&self) -> Vec<Vec<u8>> {
+        self.seen.lock().expect("no poison").requests.clone()
+    }
+
+    /// Bytes that were no part of a request.
+    pub fn odd_bytes(&self) -> String {
+        self.seen.lock().expect("no poison").odd.clone()
+    }
+}
+
+async fn serve(mut stream: TcpStream, seen: Arc<Mutex<Seen>>) {
+    let mut ahead = Vec::new();
+    loop {
+        let Some(length) = whole(&ahead) else {
+            if !matches!(stream.read_buf(&mut ahead).await, Ok(1..)) {
+                let mut seen = seen.lock().expect("no poison");
+                return seen.odd.push_str(&ahead.escape_ascii().to_string());
+            }
+            continue;
+        };
+        let request: Vec<u8> = ahead.drain(..length).collect();
+        let body = if request.starts_with(b"GET ") {
+            format!("{{\"object\":\"list\",\"data\":[{{\"id\":\"{NATIVE}\"}}]}}")
+        } else {
+            seen.lock().expect("no poison").requests.push(request);
+            "{}".to_owned()
+        };
+        let head =
+            format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
+        if stream.write_all((head + &body).as_bytes()).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The length of the first request, once all of it is there; by `Content-Length` alone, so that any other framing shows
+/// as bytes that belong to no request.
+fn whole(ahead: &[u8]) -> Option<usize> {
+    let head = ahead.windows(4).position(|end| end == b"\r\n\r\n")? + 4;
+    let text = String::from_utf8_lossy(&ahead[..head]).to_ascii_lowercase();
+    let length = text.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
+    let whole = head + length.unwrap_or(0);
+    (ahead.len() >= whole).then_some(whole)
+}
