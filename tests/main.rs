@@ -7,6 +7,7 @@
 
 mod support;
 
+mod access;
 mod admin;
 mod balancing;
 mod cancellation;
@@ -18,6 +19,7 @@ mod errors;
 mod failover;
 mod faults;
 mod llama_cpp;
+mod logs;
 mod metrics;
 mod names;
 mod plugins;

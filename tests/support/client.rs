@@ -32,6 +32,11 @@ impl Client {
         Self { http, base: format!("http://{address}") }
     }
 
+    /// Whom it talks to.
+    pub fn address(&self) -> SocketAddr {
+        self.base.trim_start_matches("http://").parse().expect("an address")
+    }
+
     pub fn request(&self, method: &str, path: &str) -> RequestBuilder {
         let method = Method::from_bytes(method.as_bytes()).expect("a method");
         self.http.request(method, format!("{}{path}", self.base))

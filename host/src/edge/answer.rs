@@ -29,6 +29,10 @@ pub fn error(error: &ProxyError, dialect: Dialect) -> Response<Body> {
     };
     let mut response = json_answer(error.status(), &body);
     retry_fields(error, response.headers_mut());
+    if matches!(error, ProxyError::InvalidApiKey) {
+        // RFC 9110 §15.5.2: a 401 says what it would take.
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
     if matches!(error, ProxyError::BadRequest(_)) {
         // What follows on this connection may not be what it seems.
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));

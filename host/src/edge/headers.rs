@@ -7,6 +7,8 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::uri::Authority;
 
+use super::access::CREDENTIALS;
+
 /// Fields of one hop; never forwarded.
 const HOP_BY_HOP: [HeaderName; 9] = [
     header::CONNECTION,
@@ -83,6 +85,12 @@ pub fn to_backend(headers: &mut HeaderMap, client: &HeaderValue, host: Option<He
     }
     headers.append(header::VIA, HeaderValue::from_static("1.1 vision-proxy"));
     headers.insert(X_REQUEST_ID, request_id.clone());
+}
+
+/// Takes the fields out in which a client says who it is: they go only to whom they are meant for.
+pub fn take_credentials(headers: &mut HeaderMap) -> HeaderMap {
+    let names: Vec<HeaderName> = headers.keys().filter(|name| CREDENTIALS.contains(name)).cloned().collect();
+    names.into_iter().filter_map(|name| headers.remove(&name).map(|value| (name, value))).collect()
 }
 
 /// Makes a backend's fields those of an answer to the client.

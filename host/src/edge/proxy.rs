@@ -12,12 +12,13 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::header::{self, HeaderValue};
+use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use tokio::time::Instant;
 
+use super::access::Key;
 use super::attempt::Sending;
 use super::client::ClientStream;
 use super::journey::{Journey, Stop, Underway};
@@ -51,10 +52,13 @@ pub async fn serve(
     let path = parts.uri.path();
     let dialect = route::dialect(path);
     let is_head = parts.method == Method::HEAD;
-    let answered = match (headers::ambiguity(&parts), route::target(&parts.method, path)) {
-        (Some(why), _) => Err(ProxyError::BadRequest(why)),
-        (None, Ok(Target::Forward(endpoint))) => {
+    let target = route::target(&parts.method, path);
+    let answered = match (headers::ambiguity(&parts), owner(&current, &parts, target), target) {
+        (Some(why), ..) => Err(ProxyError::BadRequest(why)),
+        (None, Err(refused), _) => Err(refused),
+        (None, Ok(key), Ok(Target::Forward(endpoint))) => {
             let arrival = Arrival {
+                key,
                 worker: &worker,
                 current: &current,
                 client: &client,
@@ -64,8 +68,8 @@ pub async fn serve(
             };
             arrival.forward(parts, incoming).await
         }
-        (None, Ok(target)) => answer::own(&target, &current.snapshot),
-        (None, Err(unrouted)) => Ok(unrouted_answer(unrouted, dialect)),
+        (None, Ok(_), Ok(target)) => answer::own(&target, &current.snapshot),
+        (None, Ok(_), Err(unrouted)) => Ok(unrouted_answer(unrouted, dialect)),
     };
     let mut response = answered.unwrap_or_else(|error| {
         tracing::debug!(id = ?request_id, code = error.code(), "answered in the proxy's own name");
@@ -76,6 +80,15 @@ pub async fn serve(
         respond::without_body(&mut response);
     }
     Ok(response)
+}
+
+/// Whose key the request brings. Without one it learns only that somebody is here, as load balancers must.
+fn owner(
+    current: &Current,
+    parts: &Parts,
+    target: Result<Target<'_>, Unrouted>,
+) -> Result<Option<Arc<Key>>, ProxyError> {
+    if target == Ok(Target::Hello) { Ok(None) } else { current.snapshot.keys.owner(&parts.headers) }
 }
 
 fn unrouted_answer(unrouted: Unrouted, dialect: Dialect) -> Response<Body> {
@@ -91,6 +104,8 @@ fn unrouted_answer(unrouted: Unrouted, dialect: Dialect) -> Response<Body> {
 
 /// A request for a backend, as it arrived.
 pub struct Arrival<'a> {
+    /// Whose request it is; `None` where nobody has to say.
+    key: Option<Arc<Key>>,
     pub worker: &'a Rc<Worker>,
     current: &'a Rc<Current>,
     client: &'a Client,
@@ -100,6 +115,11 @@ pub struct Arrival<'a> {
 }
 
 impl Arrival<'_> {
+    /// Who asks: by the key it proved to have, else by the one it goes to a backend with.
+    pub fn tenant(&self, headers: &HeaderMap) -> u64 {
+        self.key.as_ref().map_or_else(|| self.worker.shared.tenant(headers), |key| key.tenant())
+    }
+
     async fn forward(&self, mut parts: Parts, incoming: Incoming) -> Result<Response<Body>, ProxyError> {
         // Counted as soon as it is known whose it is; until then under no model.
         let account = Account::new(&self.worker.unplaced, &self.worker.decisions, self.started);
@@ -117,12 +137,23 @@ impl Arrival<'_> {
         account: &Rc<Account>,
     ) -> Result<Response<Body>, ProxyError> {
         let config = Arc::clone(&self.current.snapshot.config);
-        let body = request::read(&parts.headers, incoming, config.limits.body_bytes, &self.worker.shared).await?;
+        let announced = incoming.size_hint().lower();
+        let permit = self.key.as_ref().map(|key| key.admit(announced)).transpose()?;
+        let body = request::read(&parts.headers, incoming, &config, &self.worker.shared).await?;
+        if let Some(permit) = permit {
+            permit.has_read(body.length as u64);
+            account.permit.replace(Some(permit));
+        }
         // From here on the client is watched: its leaving drops this future, and all that it holds.
         let mut underway = Underway::new(account, self.client.watched.as_ref().map(ClientStream::exchange));
         let host = parts.headers.get(header::HOST).cloned();
         headers::to_backend(&mut parts.headers, &self.client.forwarded_for, host, self.request_id);
         let repeatable = !body.facts.background;
+        if self.key.is_some() {
+            // They were for us.
+            headers::take_credentials(&mut parts.headers);
+            parts.headers.remove(header::COOKIE);
+        }
         let mut sending = Sending {
             method: &parts.method,
             target: parts.uri.path_and_query().map_or("/", |target| target.as_str()),
