@@ -2,7 +2,7 @@
 
 use crate::support::*;
 
-const COMMANDS: [&[&str]; 8] = [
+const COMMANDS: [&[&str]; 10] = [
     &["run"],
     &["demo"],
     &["check"],
@@ -10,6 +10,8 @@ const COMMANDS: [&[&str]; 8] = [
     &["plugin"],
     &["plugin", "inspect"],
     &["plugin", "bench"],
+    &["key"],
+    &["key", "new"],
     &[],
 ];
 
@@ -109,7 +111,7 @@ async fn every_command_explains_itself() {
         );
     }
     let all = vision_proxy(&["--help"], &folder).await.stdout;
-    for command in ["run", "demo", "check", "simulate-backend", "plugin"] {
+    for command in ["run", "demo", "check", "simulate-backend", "plugin", "key"] {
         assert!(all.contains(command), "{command}: {all}");
     }
 }

@@ -7,6 +7,7 @@
 
 mod support;
 
+mod access;
 mod accounting;
 mod admin;
 mod balancing;
@@ -23,6 +24,7 @@ mod h2_floods;
 mod http1_corpus;
 mod limits;
 mod llama_cpp;
+mod logs;
 mod metrics;
 mod names;
 mod plugins;

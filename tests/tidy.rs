@@ -13,7 +13,7 @@ const ROOMS: [(&str, &[&str]); 9] = [
     ("plugin", &["config"]),
     ("edge", &["clock", "config", "error", "fleet", "metrics", "plugin"]),
     ("control", &["clock", "config", "edge", "fleet", "metrics", "plugin"]),
-    ("cli", &["config", "control", "edge", "fleet", "plugin"]),
+    ("cli", &["config", "control", "edge", "fleet", "metrics", "plugin"]),
 ];
 /// Lines before the tests of a file.
 const LONGEST_FILE: usize = 400;

@@ -34,6 +34,9 @@ pub const FIRST_TOKEN_SECONDS: [f64; 16] =
 /// And for `gen_ai.server.time_per_output_token`.
 pub const OUTPUT_TOKEN_SECONDS: [f64; 13] = [0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5];
 
+/// Lines of the log that its sink did not take. The log is the process's, and so is this.
+pub static LOG_LINES_DROPPED: AtomicU64 = AtomicU64::new(0);
+
 /// Why an attempt did not end a request; the `reason` label of `vision_proxy_attempts_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum AttemptEnd {
@@ -41,14 +44,23 @@ pub enum AttemptEnd {
     Connect,
     Unanswered,
     Busy,
+    Unauthorized,
     ServerError,
     Invalid,
     Timeout,
 }
 
 impl AttemptEnd {
-    pub const ALL: [Self; 7] =
-        [Self::Answered, Self::Connect, Self::Unanswered, Self::Busy, Self::ServerError, Self::Invalid, Self::Timeout];
+    pub const ALL: [Self; 8] = [
+        Self::Answered,
+        Self::Connect,
+        Self::Unanswered,
+        Self::Busy,
+        Self::Unauthorized,
+        Self::ServerError,
+        Self::Invalid,
+        Self::Timeout,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -56,6 +68,7 @@ impl AttemptEnd {
             Self::Connect => "connect",
             Self::Unanswered => "unanswered",
             Self::Busy => "busy",
+            Self::Unauthorized => "unauthorized",
             Self::ServerError => "server_error",
             Self::Invalid => "invalid_answer",
             Self::Timeout => "timeout",

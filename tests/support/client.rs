@@ -34,8 +34,12 @@ impl Client {
 
     /// A client of the same listener, over HTTP/1.1, with connections of its own.
     pub fn anew(&self) -> Self {
-        let address = self.base.strip_prefix("http://").and_then(|address| address.parse().ok());
-        Self::http1(address.expect("an address"))
+        Self::http1(self.address())
+    }
+
+    /// Whom it talks to.
+    pub fn address(&self) -> SocketAddr {
+        self.base.trim_start_matches("http://").parse().expect("an address")
     }
 
     pub fn request(&self, method: &str, path: &str) -> RequestBuilder {

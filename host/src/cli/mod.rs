@@ -2,6 +2,7 @@
 
 mod check;
 mod demo;
+mod key;
 mod logging;
 mod plugin;
 mod run;
@@ -33,6 +34,7 @@ enum Command {
     Check(check::Args),
     SimulateBackend(simulate_backend::Args),
     Plugin(plugin::Args),
+    Key(key::Args),
 }
 
 /// Parses the command line and runs the command. 0: done; 1: it could not be done, and standard error says why;
@@ -44,7 +46,9 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::SimulateBackend(args) => simulate_backend::run(args),
         Command::Plugin(args) => plugin::run(&args),
+        Command::Key(args) => key::run(&args),
     };
+    logging::finish();
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

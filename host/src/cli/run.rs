@@ -66,7 +66,13 @@ fn explained(mistakes: config::Mistakes) -> anyhow::Error {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     super::logging::start();
     let (config, source) = args.source.load(args.listen, args.admin)?;
-    control::run(config, source, announce)
+    if config.keys.is_empty() && !config.listen.ip().to_canonical().is_loopback() {
+        tracing::warn!(listen = %config.listen, "no [[keys]] are configured: whoever reaches this address may ask");
+    }
+    control::run(config, source, |listening| {
+        // On a thread of its own: a full pipe that nobody reads shall hold up nothing.
+        std::thread::spawn(move || announce(listening));
+    })
 }
 
 /// The ready line. Whoever started us may not read it: that is no reason to stop.

@@ -109,7 +109,7 @@ impl Place {
         let elsewhere =
             file::tables().into_iter().find(|(_, keys)| keys.contains(&name)).map(|(table, _)| match table {
                 "" => "at the top of the file, before the first [table]".to_owned(),
-                "backends" => "in [[backends]]".to_owned(),
+                "backends" | "keys" => format!("in [[{table}]]"),
                 table => format!("in [{table}]"),
             });
         Some(match elsewhere {

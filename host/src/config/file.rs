@@ -14,6 +14,7 @@ use serde::de::{Deserialize, Deserializer, Error, SeqAccess, Visitor};
 use serde::forward_to_deserialize_any;
 
 use super::BackendUrl;
+use super::access::{Domains, ImagePolicy, KeyHash};
 use super::names::{BackendName, Name, Names, PluginName};
 use super::networks::Networks;
 use super::notation::{Amount, EngineChoice, Folder, Fraction, Pin, Positive, Settings, Size, Written};
@@ -32,14 +33,33 @@ pub(super) struct File {
     pub workers: Typed<u32>,
     pub reveal: Typed<bool>,
     pub trusted_proxies: Typed<Networks>,
+    pub keys: Tables<Key>,
+    pub images: Images,
     pub plugins: Plugins,
     pub models: BTreeMap<Written<Name>, Written<Names>>,
-    pub backends: Backends,
+    pub backends: Tables<Backend>,
     pub capacity: Capacity,
     pub queue: Queue,
     pub failover: Failover,
     pub timeouts: Timeouts,
     pub limits: Limits,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default, expecting = "a table, begun by [[keys]]")]
+pub(super) struct Key {
+    pub name: Typed<BackendName>,
+    pub sha256: Typed<KeyHash>,
+    pub requests_per_minute: Typed<NonZeroU32>,
+    pub concurrency: Typed<NonZeroU32>,
+    pub bytes_per_minute: Typed<Size>,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default, expecting = "a table")]
+pub(super) struct Images {
+    pub policy: Typed<ImagePolicy>,
+    pub domains: Typed<Domains>,
 }
 
 #[derive(Debug, Default, serde::Deserialize)]
@@ -128,26 +148,46 @@ pub(super) struct Limits {
     pub bodies_in_flight: Typed<Size>,
 }
 
-/// `[[backends]]`, a type of its own for the sake of one message: `[backends]` is the commonest slip of all.
-#[derive(Debug, Default)]
-pub(super) struct Backends(pub Vec<Backend>);
+/// A list of tables, a type of its own for the sake of one message: single brackets are the commonest slip of all.
+#[derive(Debug)]
+pub(super) struct Tables<T>(pub Vec<T>);
 
-impl<'de> Deserialize<'de> for Backends {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_seq(Backends::default())
+/// A table of such a list.
+pub(super) trait Table {
+    /// What begins one.
+    const BEGUN_BY: &'static str;
+}
+
+impl Table for Backend {
+    const BEGUN_BY: &'static str = "[[backends]]";
+}
+
+impl Table for Key {
+    const BEGUN_BY: &'static str = "[[keys]]";
+}
+
+impl<T> Default for Tables<T> {
+    fn default() -> Self {
+        Self(Vec::new())
     }
 }
 
-impl<'de> Visitor<'de> for Backends {
+impl<'de, T: Table + Deserialize<'de>> Deserialize<'de> for Tables<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(Self::default())
+    }
+}
+
+impl<'de, T: Table + Deserialize<'de>> Visitor<'de> for Tables<T> {
     type Value = Self;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a list of tables, each begun by [[backends]] in double brackets")
+        write!(f, "a list of tables, each begun by {} in double brackets", T::BEGUN_BY)
     }
 
     fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> Result<Self, A::Error> {
-        while let Some(backend) = list.next_element()? {
-            self.0.push(backend);
+        while let Some(table) = list.next_element()? {
+            self.0.push(table);
         }
         Ok(self)
     }
@@ -157,9 +197,11 @@ impl<'de> Visitor<'de> for Backends {
 pub(super) type Keys = &'static [&'static str];
 
 /// Every table with fixed keys, and these. In all others (`models`, `labels`, …) the keys are the user's own.
-pub(super) fn tables() -> [(&'static str, Keys); 10] {
+pub(super) fn tables() -> [(&'static str, Keys); 12] {
     [
         ("", keys_of::<File>()),
+        ("keys", keys_of::<Key>()),
+        ("images", keys_of::<Images>()),
         ("plugins", keys_of::<Plugins>()),
         ("plugins.limits", keys_of::<PluginLimits>()),
         ("backends", keys_of::<Backend>()),

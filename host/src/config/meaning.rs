@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::access;
 use super::backends::{self, fetch};
 use super::document::{self, Findings};
 use super::file::{self, File};
@@ -105,6 +106,8 @@ impl Reading<'_> {
             workers: self.workers(or(typed.workers, 0)),
             reveal: or(typed.reveal, true),
             trusted_proxies: or(typed.trusted_proxies, Vec::new()),
+            keys: access::keys(&mut self.findings, typed.keys.0),
+            images: access::images(&mut self.findings, typed.images),
             plugins: self.plugins(typed.plugins),
             models: typed.models.into_iter().map(|(name, natives)| (name.0.0, natives.0.0)).collect(),
             backends: backends::read(&mut self.findings, self.folder, typed.backends.0, &self.overrides.backends),
@@ -264,9 +267,10 @@ mod tests {
     const SAMPLE: &str = include_str!("../../../config/vision-proxy.toml");
 
     /// Tables without fixed keys, and values that are written as tables.
-    const FREE: [&str; 8] = [
+    const FREE: [&str; 9] = [
         "trusted_proxies",
         "admin_token",
+        "images.domains",
         "models",
         "plugins.settings",
         "plugins.pins",

@@ -4,6 +4,7 @@
 //! lives in `file`, how it becomes this in `meaning`. Every mistake is told at once, with its key and line, and
 //! a secret is never written, printed or quoted.
 
+mod access;
 mod backends;
 mod document;
 mod file;
@@ -22,6 +23,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use subtle::ConstantTimeEq;
+
+pub use access::{ImagePolicy, Images, KeyConfig};
 pub use meaning::{Overrides, find, load, parse};
 pub use url::UrlMistake;
 
@@ -40,6 +44,10 @@ pub struct Config {
     pub reveal: bool,
     /// Peers that are believed what they say of the clients behind them.
     pub trusted_proxies: Vec<IpNet>,
+    /// Who may ask; nobody has to say who they are where it is empty.
+    pub keys: Vec<KeyConfig>,
+    /// Which addresses of images may go to a backend.
+    pub images: Images,
     /// Which plugins run, with what.
     pub plugins: Plugins,
     /// `[models]`: public name → the names it may have on backends, best first.
@@ -210,6 +218,11 @@ impl Secret {
     /// The secret itself, to be sent to the one it is meant for.
     pub fn expose(&self) -> &str {
         &self.0
+    }
+
+    /// Whether that is it. The time it takes says nothing of how much of it was right.
+    pub fn is(&self, presented: &[u8]) -> bool {
+        self.0.as_bytes().ct_eq(presented).into()
     }
 }
 
@@ -477,6 +490,61 @@ mod tests {
         ] {
             assert_last(lines, key, part);
         }
+    }
+
+    #[test]
+    fn keys_are_checked_and_never_quoted() {
+        let hash = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
+        let good = format!("name = \"a\"\nsha256 = \"{hash}\"");
+        for (lines, key, part) in [
+            ("[keys]\nname = \"a\"", "keys", "[[keys]] in double brackets"),
+            ("[[keys]]\nsha256 = \"hunter2\"\nname = \"a b\"", "keys[0].name", "letters, digits"),
+            ("[[keys]]\nname = \"a\"\nsha256 = \"hunter2\"", "keys[0].sha256", "64 hex digits"),
+            ("[[keys]]\nname = \"a\"\nsha256 = 3", "keys[0].sha256", "`vision-proxy key new`"),
+            (&format!("[[keys]]\n{good}\nrequests_per_minute = 0"), "keys[0].requests_per_minute", "from 1"),
+            (&format!("[[keys]]\n{good}\nconcurency = 1"), "keys[0].concurency", "did you mean `concurrency`?"),
+            (&format!("[[keys]]\n{good}\nbytes_per_minute = 5"), "keys[0].bytes_per_minute", "a size"),
+        ] {
+            let told = mistakes(&format!("{BACKEND}{lines}"));
+            assert!(told.all.iter().any(|one| one.key == key && one.message.contains(part)), "{lines}\n{told}");
+            assert!(!told.to_string().contains("hunter2"), "{told}");
+        }
+        assert_one(&format!("{BACKEND}[[keys]]\nname = \"a\""), "keys[0].sha256", Some(3), "is missing");
+        assert_one(&format!("{BACKEND}[[keys]]\nsha256 = \"{hash}\""), "keys[0].name", Some(3), "is missing");
+        let other = format!("name = \"b\"\nsha256 = \"{}\"", "0".repeat(64));
+        let two = |second: &str| format!("{BACKEND}[[keys]]\n{good}\n[[keys]]\n{second}");
+        assert_one(&two(&other.replace("\"b\"", "\"a\"")), "keys[1].name", Some(7), "\"a\" is taken");
+        assert_one(&two(&good.replace("\"a\"", "\"b\"")), "keys[1].sha256", Some(8), "is there already");
+        let config = parse(&two(&other), None, &Overrides::default()).unwrap();
+        assert_eq!(config.keys[0].sha256[..2], [0x9f, 0x86]);
+        assert_eq!((config.keys[1].sha256, config.keys[1].concurrency), ([0; 32], None));
+    }
+
+    #[test]
+    fn image_policies_and_domains_go_together() {
+        for (lines, key, part) in [
+            ("[images]\npolicy = \"deny\"", "images.policy", "\"pass\", \"data-only\" or \"allow\""),
+            ("[images]\npolicy = \"allow\"", "images.policy", "needs the domains"),
+            ("[images]\ndomains = [\"a.example\"]", "images.domains", "means nothing here"),
+            ("[images]\npolicy = \"allow\"\ndomains = []", "images.domains", "a list of hosts"),
+        ] {
+            assert_last(lines, key, part);
+        }
+        for bad in ["https://a.example", "A.example", "a.example/", "", "*.", "u@a.example", "a b", "files:443"] {
+            let lines = format!("[images]\npolicy = \"allow\"\ndomains = [\"{bad}\"]");
+            assert_last(&lines, "images.domains", "is none");
+        }
+        let good =
+            "[images]\npolicy = \"allow\"\ndomains = [\"a.example\", \"*.b.example\", \"files:8443\", \"10.0.0.1\"]";
+        let images = parse(&format!("{BACKEND}{good}"), None, &Overrides::default()).unwrap().images;
+        assert_eq!((images.policy, images.domains.len()), (ImagePolicy::Allow, 4));
+    }
+
+    #[test]
+    fn a_secret_is_known_by_the_whole_of_it() {
+        let secret = Secret::new("hunter2");
+        assert!(secret.is(b"hunter2"));
+        assert!([&b""[..], b"hunter", b"hunter22", b"Hunter2"].iter().all(|other| !secret.is(other)));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Where secrets are, and fetching them from there. No message quotes one, nor what stands in its place.
 
 use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use toml::Value;
@@ -68,12 +69,21 @@ pub(super) fn fetch(source: &SecretSource, folder: &Path) -> Result<Secret, Stri
 
 fn read(path: &Path) -> std::io::Result<String> {
     let mut text = String::new();
+    let file = std::fs::File::open(path)?;
+    if is_open_to_others(file.metadata()?.permissions().mode()) {
+        tracing::warn!(path = %path.display(), "this secret can be read by other users: chmod 600 it");
+    }
     // One byte more than allowed, to tell a file at the limit from one over it.
-    std::fs::File::open(path)?.take(LIMIT_BYTES + 1).read_to_string(&mut text)?;
+    file.take(LIMIT_BYTES + 1).read_to_string(&mut text)?;
     if text.len() as u64 > LIMIT_BYTES {
         return Err(std::io::Error::other("too long for a secret"));
     }
     Ok(text)
+}
+
+/// Whether users besides the owner may read or change a file.
+fn is_open_to_others(mode: u32) -> bool {
+    mode & 0o077 != 0
 }
 
 #[cfg(test)]

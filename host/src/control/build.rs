@@ -9,14 +9,17 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::config::Config;
-use crate::edge::{Member, Snapshot};
+use super::plugins::mistake;
+use crate::config::{Config, Mistakes};
+use crate::edge::{Keyring, Member, Snapshot};
 use crate::plugin::{self, Fleet, Kind, Policy, Refusal, Route, Translator, Version};
 
 /// The parts.
 #[derive(Clone)]
 pub struct Parts {
     pub config: Arc<Config>,
+    /// Those of the snapshot before.
+    pub keys: Keyring,
     pub fleet: Vec<Member>,
     pub policy: Arc<Version>,
     pub translator: Arc<Version>,
@@ -30,6 +33,14 @@ pub struct NotStarted {
     pub refusal: Refusal,
 }
 
+impl NotStarted {
+    /// As a mistake of the configuration.
+    pub fn mistakes(&self) -> Mistakes {
+        let key = format!("plugins.{}", self.version.kind.name());
+        Mistakes { path: None, all: vec![mistake(&key, self.to_string())] }
+    }
+}
+
 /// Builds the next snapshot.
 ///
 /// # Errors
@@ -37,7 +48,7 @@ pub struct NotStarted {
 pub fn snapshot(parts: Parts) -> Result<Snapshot, NotStarted> {
     static GENERATION: AtomicU64 = AtomicU64::new(1);
     let generation = GENERATION.fetch_add(1, Relaxed);
-    let Parts { config, fleet, policy, translator } = parts;
+    let Parts { config, keys, fleet, policy, translator } = parts;
     let backends: Vec<plugin::Backend> = fleet.iter().map(described).collect();
     let known = Fleet { generation, models: config.models.keys().cloned().collect(), backends };
     let limits = &config.plugins.limits;
@@ -55,6 +66,7 @@ pub fn snapshot(parts: Parts) -> Result<Snapshot, NotStarted> {
     let policy = started.map_err(|refusal| NotStarted { version: Arc::clone(&policy), refusal })?;
     Ok(Snapshot {
         generation,
+        keys: keys.renewed(&config.keys),
         config,
         fleet,
         catalog,

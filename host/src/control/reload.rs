@@ -18,7 +18,7 @@ use super::poll::{self, FleetChanged, Polling};
 use super::status::Status;
 use crate::config::{self, BackendConfig, Config, Mistake, Mistakes, Overrides};
 use crate::edge::upstream::Pool;
-use crate::edge::{FaultReport, Member, Shared, Snapshot};
+use crate::edge::{FaultReport, Keyring, Member, Shared, Snapshot};
 use crate::fleet::{Backend, Queue};
 use crate::plugin::{Kind, Runtime, Store, Strikes, Version, What};
 
@@ -84,12 +84,8 @@ pub fn first_snapshot(config: Config, plugins: &Plugins, queue: &Arc<Queue>) -> 
     for member in &fleet {
         member.backend.configure(member.config.slots, member.config.engine, &config.capacity);
     }
-    build::snapshot(Parts { config: Arc::new(config), fleet, policy, translator }).map_err(|error| not_started(&error))
-}
-
-fn not_started(error: &NotStarted) -> Mistakes {
-    let key = format!("plugins.{}", error.version.kind.name());
-    Mistakes { path: None, all: vec![mistake(&key, error.to_string())] }
+    let parts = Parts { config: Arc::new(config), keys: Keyring::default(), fleet, policy, translator };
+    build::snapshot(parts).map_err(|error| error.mistakes())
 }
 
 /// The one who swaps snapshots.
@@ -320,20 +316,27 @@ impl Reload {
             let running = self.running();
             let mut new = vec![Arc::clone(&policy), Arc::clone(&translator)];
             new.retain(|version| !running.contains(&version.generation));
-            match self.build(Parts { config: Arc::clone(&config), fleet: fleet.clone(), policy, translator }).await {
+            let keys = self.shared.snapshot.load().keys.clone();
+            match self
+                .build(Parts { config: Arc::clone(&config), keys, fleet: fleet.clone(), policy, translator })
+                .await
+            {
                 Ok(next) => {
                     self.store(next, &new);
                     return Ok(());
                 }
                 Err(Some(error)) => {
-                    let mistakes = not_started(&error);
+                    let mistakes = error.mistakes();
                     let is_running = running.contains(&error.version.generation);
                     if is_running || !self.refuse(error).await {
                         return Err(mistakes);
                     }
                     refused.get_or_insert(mistakes);
                 }
-                Err(None) => return Err(not_built()),
+                Err(None) => {
+                    let why = mistake("", "the snapshot could not be built".into());
+                    return Err(Mistakes { path: None, all: vec![why] });
+                }
             }
         }
     }
@@ -378,10 +381,6 @@ impl Reload {
     }
 }
 
-fn not_built() -> Mistakes {
-    Mistakes { path: None, all: vec![mistake("", "the snapshot could not be built".into())] }
-}
-
 fn is_in(fleet: &[Member], one: &Member) -> bool {
     fleet.iter().any(|member| member.backend.id == one.backend.id)
 }
@@ -392,6 +391,8 @@ fn unchangeable(old: &Config, new: &Config) -> Vec<Mistake> {
         ("listen", old.listen != new.listen),
         ("admin", old.admin != new.admin),
         ("workers", old.workers != new.workers),
+        // A slip that leaves no key would open the proxy to everybody.
+        ("keys", new.keys.is_empty() && !old.keys.is_empty()),
         ("plugins.dir", old.plugins.dir != new.plugins.dir),
     ];
     let fixed = differs.into_iter().filter(|(_, differs)| *differs);

@@ -33,6 +33,10 @@ pub fn error(error: &ProxyError, dialect: Dialect) -> Response<Body> {
     if matches!(error, ProxyError::MethodNotAllowed) {
         response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(METHODS));
     }
+    if matches!(error, ProxyError::InvalidApiKey) {
+        // RFC 9110 §15.5.2: a 401 says what it would take.
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
     if matches!(error, ProxyError::BadRequest(_) | ProxyError::UploadTooSlow | ProxyError::BodyBroken) {
         // What follows on this connection may not be what it seems.
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));

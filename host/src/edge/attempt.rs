@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, Response, StatusCode, header};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::headers;
 use super::request::RequestBody;
 use super::response::{Body, first_event_is_error};
 use super::retry::{self, Cause};
@@ -83,10 +84,11 @@ pub async fn attempt(
     sending: &mut Sending<'_>,
     timeouts: &Timeouts,
 ) -> Result<Begun, Box<Ended>> {
-    let client_authorization = sending.headers.get(header::AUTHORIZATION).cloned();
-    if let Some(own) = &member.authorization {
+    let clients_own = member.authorization.as_ref().map(|own| {
+        let clients_own = headers::take_credentials(&mut sending.headers);
         sending.headers.insert(header::AUTHORIZATION, own.clone());
-    }
+        clients_own
+    });
     let begun = Instant::now();
     let patience = Patience {
         backend: Arc::clone(&lease.backend),
@@ -96,16 +98,21 @@ pub async fn attempt(
     };
     lease.backend.attempted();
     let sent = patience.with(send(worker, member, candidate, sending, timeouts)).await;
-    if member.authorization.is_some() {
+    if let Some(clients_own) = clients_own {
         // The key of this backend must not go with the next attempt.
         sending.headers.remove(header::AUTHORIZATION);
-        client_authorization.map(|value| sending.headers.insert(header::AUTHORIZATION, value));
+        sending.headers.extend(clients_own);
     }
     let answer = match sent {
         Ok(Ok(answer)) => answer,
         Ok(Err(failure)) => return Err(Ended::failed(&failure, lease, begun.elapsed())),
         Err(lost) => return Err(Ended::lost(lost, lease)),
     };
+    if member.authorization.is_some() && matches!(answer.status.as_u16(), 401 | 403) {
+        // It was not the client's key, and what it says may quote ours.
+        let why = format!("it refused the api_key configured for it ({})", answer.status);
+        return Err(Ended::new(Cause::Unauthorized, why, lease));
+    }
     judge(answer, lease, begun, &patience).await
 }
 

@@ -7,6 +7,8 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use super::forwarded::protocol;
 
+use super::access::CREDENTIALS;
+
 /// Fields of one hop; never forwarded.
 const HOP_BY_HOP: [HeaderName; 9] = [
     header::CONNECTION,
@@ -97,6 +99,12 @@ fn is_look_alike(name: &HeaderName) -> bool {
         || meant.starts_with("x-vision-proxy-")
         || meant == "x-real-ip"
         || [&HOP_BY_HOP[..], &NOT_FORWARDED, &END_TO_END].iter().any(|list| list.iter().any(|known| *known == *meant))
+}
+
+/// Takes the fields out in which a client says who it is: they go only to whom they are meant for.
+pub fn take_credentials(headers: &mut HeaderMap) -> HeaderMap {
+    let names: Vec<HeaderName> = headers.keys().filter(|name| CREDENTIALS.contains(name)).cloned().collect();
+    names.into_iter().filter_map(|name| headers.remove(&name).map(|value| (name, value))).collect()
 }
 
 /// Makes a backend's fields those of an answer to the client.

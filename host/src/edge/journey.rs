@@ -171,7 +171,9 @@ impl<'a> Journey<'a> {
             }
             // Who waits for it is woken when that is over.
             Cause::Busy => backend.pushed_back(pause),
-            Cause::Unanswered | Cause::Invalid | Cause::Timeout => backend.failed(&why, rules.eject_after, since_ms),
+            Cause::Unanswered | Cause::Invalid | Cause::Timeout | Cause::Unauthorized => {
+                backend.failed(&why, rules.eject_after, since_ms);
+            }
             // Who is to blame is known only when another backend has been asked; and a connection that was
             // closed for its age is nobody's fault.
             Cause::ServerError | Cause::Stale | Cause::Local => {}

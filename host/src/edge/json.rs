@@ -20,7 +20,8 @@ pub use scanner::Scanner;
 pub const DEPTH_LIMIT: u8 = 128;
 
 /// Bytes of decoded text kept of one key or value: what the longest reader, the hash of a prompt's start, asks
-/// for. A longer text is cut there, so a reader with a lower limit still sees that it is too long.
+/// for, where it does not ask for more. A longer text is cut there, so a reader with a lower limit still sees that it is
+/// too long.
 pub const TEXT_LIMIT: usize = 1024;
 
 /// What was read last. [`Scanner::range`] says where it stands, [`Scanner::text`] how it reads.

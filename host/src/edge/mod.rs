@@ -4,6 +4,7 @@
 //! Everything here runs on worker threads. Invariants: no lock is held across an await; a request reads one
 //! snapshot; nothing here stores one.
 
+mod access;
 mod answer;
 mod attempt;
 mod client;
@@ -27,5 +28,6 @@ mod streams;
 pub mod upstream;
 mod worker;
 
+pub use access::Keyring;
 pub use server::{Phase, Server, bind};
 pub use snapshot::{FaultReport, Member, Shared, Snapshot};

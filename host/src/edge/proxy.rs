@@ -11,12 +11,13 @@ use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::header::{self, HeaderValue};
+use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::{Method, Request, Response, Version};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use tokio::time::Instant;
 
+use super::access::Key;
 use super::attempt::Sending;
 use super::client::ClientStream;
 use super::forwarded::{self, Peer};
@@ -50,10 +51,12 @@ pub async fn serve(
     let path = parts.uri.path();
     let dialect = route::dialect(path);
     let is_head = parts.method == Method::HEAD;
-    let answered = match (head::check(&parts), route::target(&parts.method, path)) {
-        (Err(error), _) => Err(error),
-        (Ok(()), Ok(Target::Forward(endpoint))) => {
+    let target = route::target(&parts.method, path);
+    let answered = match (head::check(&parts), owner(&current, &parts, target), target) {
+        (Err(refused), ..) | (Ok(()), Err(refused), _) => Err(refused),
+        (Ok(()), Ok(key), Ok(Target::Forward(endpoint))) => {
             let arrival = Arrival {
+                key,
                 worker: &worker,
                 current: &current,
                 client: &client,
@@ -63,8 +66,8 @@ pub async fn serve(
             };
             arrival.forward(parts, incoming).await
         }
-        (Ok(()), Ok(target)) => answer::own(&target, &current.snapshot),
-        (Ok(()), Err(unrouted)) => Ok(unrouted_answer(unrouted, dialect)),
+        (Ok(()), Ok(_), Ok(target)) => answer::own(&target, &current.snapshot),
+        (Ok(()), Ok(_), Err(unrouted)) => Ok(unrouted_answer(unrouted, dialect)),
     };
     let mut response = answered.unwrap_or_else(|error| {
         tracing::debug!(id = ?request_id, code = error.code(), "answered in the proxy's own name");
@@ -75,6 +78,15 @@ pub async fn serve(
         respond::without_body(&mut response);
     }
     Ok(response)
+}
+
+/// Whose key the request brings. Without one it learns only that somebody is here, as load balancers must.
+fn owner(
+    current: &Current,
+    parts: &Parts,
+    target: Result<Target<'_>, Unrouted>,
+) -> Result<Option<Arc<Key>>, ProxyError> {
+    if target == Ok(Target::Hello) { Ok(None) } else { current.snapshot.keys.owner(&parts.headers) }
 }
 
 fn unrouted_answer(unrouted: Unrouted, dialect: Dialect) -> Response<Body> {
@@ -90,6 +102,8 @@ fn unrouted_answer(unrouted: Unrouted, dialect: Dialect) -> Response<Body> {
 
 /// A request for a backend, as it arrived.
 pub struct Arrival<'a> {
+    /// Whose request it is; `None` where nobody has to say.
+    key: Option<Arc<Key>>,
     pub worker: &'a Rc<Worker>,
     current: &'a Rc<Current>,
     client: &'a Client,
@@ -99,6 +113,11 @@ pub struct Arrival<'a> {
 }
 
 impl Arrival<'_> {
+    /// Who asks: by the key it proved to have, else by the one it goes to a backend with.
+    pub fn tenant(&self, headers: &HeaderMap) -> u64 {
+        self.key.as_ref().map_or_else(|| self.worker.shared.tenant(headers), |key| key.tenant())
+    }
+
     async fn forward(&self, mut parts: Parts, incoming: Incoming) -> Result<Response<Body>, ProxyError> {
         // Counted as soon as it is known whose it is; until then under no model.
         let account = Account::new(&self.worker.unplaced, &self.worker.decisions, self.started);
@@ -116,7 +135,13 @@ impl Arrival<'_> {
         account: &Rc<Account>,
     ) -> Result<Response<Body>, ProxyError> {
         let config = Arc::clone(&self.current.snapshot.config);
-        let body = request::read(&parts.headers, incoming, config.limits.body_bytes, &self.worker.shared).await?;
+        let announced = incoming.size_hint().lower();
+        let permit = self.key.as_ref().map(|key| key.admit(announced)).transpose()?;
+        let body = request::read(&parts.headers, incoming, &config, &self.worker.shared).await?;
+        if let Some(permit) = permit {
+            permit.has_read(body.length as u64);
+            account.permit.replace(Some(permit));
+        }
         // From here on the client is watched: its leaving drops this future, and all that it holds.
         let ends_with_close = parts.version == Version::HTTP_10;
         let exchange = self.client.watched.as_ref().map(|stream| stream.exchange(ends_with_close));
@@ -125,6 +150,11 @@ impl Arrival<'_> {
         headers::to_backend(&mut parts.headers, parts.version, self.request_id);
         forwarded::tell(&mut parts.headers, peer, host, peer.is_trusted(&config.trusted_proxies));
         let repeatable = !body.facts.background;
+        if self.key.is_some() {
+            // They were for us.
+            headers::take_credentials(&mut parts.headers);
+            parts.headers.remove(header::COOKIE);
+        }
         let mut sending = Sending {
             method: &parts.method,
             target: parts.uri.path_and_query().map_or("/", |target| target.as_str()),

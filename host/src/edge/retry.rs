@@ -40,6 +40,8 @@ pub enum Cause {
     Timeout,
     /// 429, 503, or the 529 of some gateways: refused for want of room.
     Busy,
+    /// 401 or 403 to the key that the proxy itself has for it.
+    Unauthorized,
     /// Another 5xx, or a stream whose first event is an error.
     ServerError,
 }
@@ -52,6 +54,7 @@ impl Cause {
             Self::Invalid => AttemptEnd::Invalid,
             Self::Timeout => AttemptEnd::Timeout,
             Self::Busy => AttemptEnd::Busy,
+            Self::Unauthorized => AttemptEnd::Unauthorized,
             Self::ServerError => AttemptEnd::ServerError,
         }
     }
@@ -84,7 +87,7 @@ impl History {
         self.kills += u32::from(cause == Cause::Unanswered);
         self.server_errors += u32::from(matches!(cause, Cause::ServerError | Cause::Invalid));
         let again = match cause {
-            Cause::Local | Cause::Connect | Cause::Busy => true,
+            Cause::Local | Cause::Connect | Cause::Busy | Cause::Unauthorized => true,
             // Kept connections are only used where it may be sent again.
             Cause::Stale => true,
             Cause::Unanswered => repeatable && rules.retry_unanswered && self.kills < KILLS,
@@ -103,6 +106,7 @@ impl History {
         match self.last {
             Some(Cause::Invalid) => ProxyError::InvalidResponse,
             Some(Cause::Timeout) => ProxyError::UpstreamTimeout,
+            Some(Cause::Unauthorized) => ProxyError::UpstreamUnauthorized,
             Some(Cause::Busy) => ProxyError::Saturated { retry_after: DEFAULT_PAUSE },
             Some(Cause::Local) => ProxyError::Overloaded,
             Some(Cause::Connect | Cause::Stale | Cause::Unanswered | Cause::ServerError) | None => {
@@ -181,6 +185,15 @@ mod tests {
         assert_eq!(
             verdicts(&[Busy, Connect, Unanswered], false),
             [Verdict::Elsewhere, Verdict::Elsewhere, Verdict::Fail(ProxyError::Unreachable)]
+        );
+    }
+
+    #[test]
+    fn a_refused_key_of_ours_is_that_backends_failure_alone() {
+        use Cause::Unauthorized;
+        assert_eq!(
+            verdicts(&[Unauthorized, Unauthorized, Unauthorized], false),
+            [Verdict::Elsewhere, Verdict::Elsewhere, Verdict::Fail(ProxyError::UpstreamUnauthorized)]
         );
     }
 

@@ -10,9 +10,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderValue};
 use tokio::sync::mpsc;
 
+use super::access::{CREDENTIALS, Keyring};
 use super::decisions::Decisions;
 use crate::clock::now_ms;
 use crate::config::{BackendConfig, Config};
@@ -23,16 +24,14 @@ use crate::plugin::{Fault, Policy, Route, Translator};
 /// Models whose demand is kept; an open-ended translator could name any number.
 const DEMANDS_LIMIT: usize = 4096;
 
-/// Where clients of the OpenAI, Anthropic and Azure APIs put their key.
-const TENANT_KEYS: [HeaderName; 3] =
-    [header::AUTHORIZATION, HeaderName::from_static("x-api-key"), HeaderName::from_static("api-key")];
-
 /// One generation of the world.
 #[derive(Debug)]
 pub struct Snapshot {
     /// Grows with every snapshot.
     pub generation: u64,
     pub config: Arc<Config>,
+    /// Who may ask.
+    pub keys: Keyring,
     /// Indexed by what plugins call `backend`.
     pub fleet: Vec<Member>,
     /// The public names, for `GET /v1/models`; an index into it is what plugins call `model`.
@@ -149,7 +148,7 @@ impl Shared {
 
     /// Who asks, by the key that the request carries; requests without one are one tenant's.
     pub fn tenant(&self, headers: &HeaderMap) -> u64 {
-        let key = TENANT_KEYS.iter().find_map(|name| headers.get(name));
+        let key = CREDENTIALS.iter().find_map(|name| headers.get(name));
         key.map_or(0, |key| self.tenants.hash_one(key.as_bytes()))
     }
 

@@ -120,6 +120,13 @@ pub fn config(view: &View) -> Value {
             "admin": config.admin,
             "workers": config.workers,
             "reveal": config.reveal,
+            "keys": config.keys.iter().map(|key| json!({
+                "name": key.name,
+                "requests_per_minute": key.requests_per_minute,
+                "concurrency": key.concurrency,
+                "bytes_per_minute": key.bytes_per_minute,
+            })).collect::<Vec<_>>(),
+            "images": {"policy": config.images.policy.name(), "domains": config.images.domains},
             "plugins": {
                 "dir": config.plugins.dir,
                 "policy": config.plugins.policy,

@@ -141,6 +141,15 @@ const FAMILIES: &[Family] = &[
     gauge("vision_proxy_client_connections", &[], "Connections from clients open now", |all, to| {
         to.number(&[], all.gauges.client_connections as f64)
     }),
+    counter(
+        "vision_proxy_key_refusals",
+        &["key", "reason"],
+        "Requests refused for their API key, or for a limit of it",
+        |all, to| {
+            let mut refusals = all.gauges.key_refusals.iter();
+            refusals.try_for_each(|(key, reason, count)| to.count(&[key, reason], *count))
+        },
+    ),
     gauge("vision_proxy_backend_state", &["backend", "state"], "1 for the state a backend is in", backend_state),
     gauge("vision_proxy_backend_in_flight", &["backend"], "Requests of this proxy at the backend now", |all, to| {
         to.backends(all, |backend| Some(f64::from(backend.in_flight)))
@@ -204,6 +213,12 @@ const FAMILIES: &[Family] = &[
         &[],
         "1 while the newest configuration is in force, 0 while it is refused",
         |all, to| to.number(&[], one_if(all.gauges.is_config_current)),
+    ),
+    counter(
+        "vision_proxy_log_lines_dropped",
+        &[],
+        "Lines of the log that were dropped because nobody took them",
+        |all, to| to.count(&[], all.gauges.log_lines_dropped),
     ),
     gauge("vision_proxy_build_info", &["version"], "Always 1; its label says what runs", |_, to| {
         to.number(&[env!("CARGO_PKG_VERSION")], 1.0)

@@ -24,6 +24,7 @@ use tokio::net::TcpListener;
 use tokio::task::spawn_local;
 
 use super::status::Status;
+use crate::config::Secret;
 use crate::edge::Shared;
 use crate::edge::descriptors::{self, Spare};
 
@@ -34,6 +35,8 @@ const PAGE_POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style
 
 /// Descriptors that are kept for this listener.
 const SPARE: usize = 8;
+/// Whence a browser asks (W3C Fetch Metadata).
+const FETCH_SITE: &str = "sec-fetch-site";
 
 type Answer = Response<Full<Bytes>>;
 
@@ -80,6 +83,10 @@ fn answer(view: &View, request: &Request<Incoming>) -> Answer {
         return error(StatusCode::FORBIDDEN, "forbidden", why);
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        let config = Arc::clone(&view.shared.snapshot.load().config);
+        if !may_change(config.admin_token.as_ref(), request.headers()) {
+            return error(StatusCode::UNAUTHORIZED, "invalid_token", "changes need the admin token as bearer token");
+        }
         return error(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this version only shows");
     }
     let mut answer = match request.uri().path() {
@@ -100,6 +107,12 @@ fn answer(view: &View, request: &Request<Incoming>) -> Answer {
     answer
 }
 
+/// Whether a request brings the token that changes need, where one is configured.
+fn may_change(token: Option<&Secret>, headers: &HeaderMap) -> bool {
+    let brought = headers.get(header::AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+    token.is_none_or(|token| brought.is_some_and(|brought| token.is(brought)))
+}
+
 fn readyz(view: &View) -> Answer {
     if view.status.is_ready() && !view.shared.draining.load(Relaxed) {
         text(StatusCode::OK, "text/plain", "ready\n")
@@ -113,6 +126,10 @@ fn is_own(headers: &HeaderMap) -> Result<(), &'static str> {
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     if !is_address(host) {
         return Err("the Host must be an IP address or localhost");
+    }
+    // Browsers say so of what a page made them ask; a page's script cannot unsay it.
+    if headers.get(FETCH_SITE).is_some_and(|site| site != "same-origin" && site != "none") {
+        return Err("requests from other sites are refused");
     }
     match headers.get(header::ORIGIN).map(|origin| origin.to_str().unwrap_or_default()) {
         Some(origin)
@@ -174,6 +191,28 @@ mod tests {
         }
         for host in ["evil.example", "evil.example:9901", "", "127.0.0.1.evil.example"] {
             assert!(!asked(host, None), "{host}");
+        }
+    }
+
+    #[test]
+    fn changes_need_the_token_where_there_is_one() {
+        let token = Secret::new("t0ken");
+        let bearing =
+            |value: &'static str| HeaderMap::from_iter([(header::AUTHORIZATION, HeaderValue::from_static(value))]);
+        assert!(may_change(None, &HeaderMap::new()) && may_change(Some(&token), &bearing("Bearer t0ken")));
+        assert!(!may_change(Some(&token), &HeaderMap::new()));
+        for wrong in ["Bearer t0ke", "Bearer ", "t0ken", "Basic t0ken", "Bearer t0kenn"] {
+            assert!(!may_change(Some(&token), &bearing(wrong)), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn pages_of_other_sites_may_not_ask() {
+        for (site, may_ask) in [("same-origin", true), ("none", true), ("same-site", false), ("cross-site", false)] {
+            let headers = [(header::HOST, "127.0.0.1:9901"), (FETCH_SITE.parse().unwrap(), site)];
+            let headers: HeaderMap =
+                headers.into_iter().map(|(name, value)| (name, HeaderValue::from_static(value))).collect();
+            assert_eq!(is_own(&headers).is_ok(), may_ask, "{site}");
         }
     }
 

@@ -33,7 +33,7 @@ impl Journey<'_> {
             Picked::AllBusy => false,
         };
         let waiting_since = Instant::now();
-        let tenant = self.arrival.worker.shared.tenant(&sending.headers);
+        let tenant = self.arrival.tenant(&sending.headers);
         let got = self.wait(asking, at, holding, tenant).await;
         let waited = waiting_since.elapsed();
         self.underway.away += waited;

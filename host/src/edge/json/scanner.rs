@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use super::number::Digits;
 use super::text::{Text, run_end};
-use super::{DEPTH_LIMIT, Piece, Reason, Syntax, Token};
+use super::{DEPTH_LIMIT, Piece, Reason, Syntax, TEXT_LIMIT, Token};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -62,6 +62,11 @@ impl Default for Scanner {
 impl Scanner {
     /// A scanner before its first document.
     pub fn new() -> Self {
+        Self::keeping(TEXT_LIMIT)
+    }
+
+    /// The same, where texts are cut at another length.
+    pub fn keeping(text_limit: usize) -> Self {
         Self {
             state: State::Value,
             depth: 0,
@@ -71,7 +76,7 @@ impl Scanner {
             end: 0,
             read: 0,
             keep: false,
-            text: Text::default(),
+            text: Text::new(text_limit),
             failure: None,
         }
     }
@@ -358,7 +363,7 @@ mod tests {
     use serde::de::IgnoredAny;
     use serde_json::{Map, Value};
 
-    use super::super::{TEXT_LIMIT, samples};
+    use super::super::samples;
     use super::*;
 
     /// All that a scanner says of a document.

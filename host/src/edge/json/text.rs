@@ -1,16 +1,18 @@
 //! The text of a key or a value: found in the piece where it lies there as it is, put together where it does not.
 //!
-//! Invariants: the buffer holds at most `TEXT_LIMIT` bytes and one character, and grows to that once; a half of a
+//! Invariants: the buffer holds at most `limit` bytes and one character, and grows to that once; a half of a
 //! surrogate pair alone becomes U+FFFD, which is what lenient parsers read.
 
 use std::ops::Range;
 
 use memchr::memchr2;
 
-use super::{Piece, TEXT_LIMIT};
+use super::Piece;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Text {
+    /// Bytes kept of a text.
+    limit: usize,
     wanted: bool,
     /// Whether the text does not lie in one piece as it is, so that `buffer` holds it.
     spilled: bool,
@@ -22,6 +24,10 @@ pub(super) struct Text {
 }
 
 impl Text {
+    pub(super) fn new(limit: usize) -> Self {
+        Self { limit, wanted: false, spilled: false, plain: 0..0, buffer: Vec::new(), high: 0 }
+    }
+
     #[inline]
     pub(super) fn begin(&mut self, wanted: bool) {
         self.wanted = wanted;
@@ -45,7 +51,7 @@ impl Text {
     #[inline]
     pub(super) fn get<'a>(&'a self, piece: &Piece<'a>) -> &'a [u8] {
         let text = if self.spilled { self.buffer.as_slice() } else { piece.slice(self.plain.clone()) };
-        text.get(..TEXT_LIMIT).unwrap_or(text)
+        text.get(..self.limit).unwrap_or(text)
     }
 
     /// Adds bytes that stand for themselves.
@@ -58,7 +64,7 @@ impl Text {
         }
         if self.wanted && !run.is_empty() {
             self.settle();
-            let room = TEXT_LIMIT.saturating_sub(self.buffer.len());
+            let room = self.limit.saturating_sub(self.buffer.len());
             self.buffer.extend_from_slice(run.get(..room).unwrap_or(run));
         }
     }
@@ -114,7 +120,7 @@ impl Text {
     }
 
     fn char(&mut self, code: u32) {
-        if self.buffer.len() < TEXT_LIMIT {
+        if self.buffer.len() < self.limit {
             let char = char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER);
             self.buffer.extend_from_slice(char.encode_utf8(&mut [0; 4]).as_bytes());
         }

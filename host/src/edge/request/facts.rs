@@ -51,6 +51,8 @@ pub enum BodyError {
     DuplicateModel,
     /// `stream` twice.
     DuplicateStream,
+    /// An address of an image that the configuration does not let through.
+    ImageUrlNotAllowed,
     /// Empty, longer than 256 bytes, not UTF-8, or with control characters.
     BadModelName,
 }
@@ -80,6 +82,7 @@ impl BodyError {
             Self::ModelNotAString | Self::BadModelName => "invalid_model",
             Self::DuplicateModel => "duplicate_model",
             Self::DuplicateStream => "duplicate_stream",
+            Self::ImageUrlNotAllowed => "image_url_not_allowed",
         }
     }
 }
@@ -94,6 +97,10 @@ impl fmt::Display for BodyError {
             Self::ModelNotAString => out.write_str("`model` must be a string."),
             Self::DuplicateModel => out.write_str("`model` is given twice."),
             Self::DuplicateStream => out.write_str("`stream` is given twice."),
+            Self::ImageUrlNotAllowed => out.write_str(
+                "An address of an image is not allowed here. Send images inline (`data:`), or from a domain that this \
+                 proxy allows, by an address in its normalised form.",
+            ),
             Self::BadModelName => {
                 write!(out, "`model` must be 1 to {NAME_LIMIT} bytes of UTF-8 without control characters.")
             }

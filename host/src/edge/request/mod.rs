@@ -4,6 +4,7 @@
 //! against `limits.bodies_in_flight` until the last attempt is over.
 
 mod facts;
+mod images;
 mod multipart;
 mod parameters;
 mod scan;
@@ -24,6 +25,7 @@ use scan::BodyScan;
 use splice::splice;
 
 use super::snapshot::{HeldBytes, Shared};
+use crate::config::{Config, Images};
 use crate::error::{ProxyError, Unroutable};
 
 /// What a client must bring in each stretch of its upload: 1 KiB/s, which the worst of lines can do. A limit for the
@@ -54,20 +56,20 @@ impl RequestBody {
 }
 
 /// How the body is written, which decides how it is scanned.
-enum Scan {
-    Json(Box<BodyScan>),
-    Multipart(Box<MultipartScan>),
+enum Scan<'a> {
+    Json(Box<BodyScan<'a>>),
+    Multipart(Box<MultipartScan<'a>>),
 }
 
-impl Scan {
-    fn new(headers: &HeaderMap) -> Result<Self, BodyError> {
+impl<'a> Scan<'a> {
+    fn new(headers: &HeaderMap, images: &'a Images) -> Result<Self, BodyError> {
         let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let is_multipart = content_type.get(..10).is_some_and(|kind| kind.eq_ignore_ascii_case("multipart/"));
         // Whatever else it calls itself, it is read as JSON: `curl -d` says it is a form.
         Ok(if is_multipart {
-            Self::Multipart(Box::new(MultipartScan::new(content_type)?))
+            Self::Multipart(Box::new(MultipartScan::new(content_type, images)?))
         } else {
-            Self::Json(Box::default())
+            Self::Json(Box::new(BodyScan::new(images)))
         })
     }
 
@@ -93,9 +95,10 @@ impl Scan {
 pub async fn read(
     headers: &HeaderMap,
     mut incoming: Incoming,
-    limit_bytes: u64,
+    config: &Config,
     shared: &Arc<Shared>,
 ) -> Result<RequestBody, ProxyError> {
+    let limit_bytes = config.limits.body_bytes;
     let too_large = ProxyError::RequestTooLarge { limit_bytes };
     let announced = hyper::body::Body::size_hint(&incoming).lower();
     if announced > limit_bytes {
@@ -105,7 +108,7 @@ pub async fn read(
     if headers.get_all(header::CONTENT_ENCODING).iter().any(is_coded) {
         return Err(ProxyError::UnsupportedEncoding);
     }
-    let mut scan = Scan::new(headers)?;
+    let mut scan = Scan::new(headers, &config.images)?;
     let mut held = HeldBytes::new(shared);
     if !held.grow(announced) {
         return Err(ProxyError::Overloaded);
@@ -151,7 +154,10 @@ impl Pace {
 impl From<BodyError> for ProxyError {
     fn from(error: BodyError) -> Self {
         let param = match error {
-            BodyError::InvalidJson(_) | BodyError::InvalidMultipart(_) | BodyError::NotAnObject => None,
+            BodyError::InvalidJson(_)
+            | BodyError::InvalidMultipart(_)
+            | BodyError::NotAnObject
+            | BodyError::ImageUrlNotAllowed => None,
             BodyError::DuplicateStream => Some("stream"),
             BodyError::MissingModel
             | BodyError::ModelNotAString

@@ -7,7 +7,9 @@
 use memchr::memchr;
 
 use super::facts::{Affinity, BodyError, Facts, MultipartFault, SessionKey, model_name};
+use super::images::{ADDRESS_LIMIT_BYTES, Kind, may_pass};
 use super::parameters::{Malformed, Parameters, is_token};
+use crate::config::Images;
 
 /// The longest headers of one part: what HTTP servers allow a whole request, and a hundred times what clients send.
 const HEADERS_LIMIT: usize = 8 << 10;
@@ -15,8 +17,8 @@ const HEADERS_LIMIT: usize = 8 << 10;
 /// RFC 2046 §5.1.1.
 const BOUNDARY_LIMIT: usize = 70;
 
-/// Bytes kept of a value: more than the longest valid name, so that a longer one is still seen to be too long.
-const VALUE_LIMIT: usize = 1024;
+/// Bytes kept of a value: one more than the longest address, so that a longer one is still seen to be too long.
+const VALUE_LIMIT: usize = ADDRESS_LIMIT_BYTES + 1;
 
 /// The line end before a delimiter, which belongs to it and not to the part.
 const LINE_END: &[u8] = b"\r\n";
@@ -47,12 +49,15 @@ enum Part {
     Model,
     Stream,
     Session(SessionKey),
+    /// An image by its address, or as base64.
+    Image(Kind),
     Other,
 }
 
 /// The scan of one body. After an error there is nothing more to feed.
 #[derive(Debug)]
-pub struct MultipartScan {
+pub struct MultipartScan<'a> {
+    images: &'a Images,
     /// Line end, two dashes and boundary.
     delimiter: Vec<u8>,
     state: State,
@@ -69,11 +74,12 @@ pub struct MultipartScan {
     facts: Facts,
 }
 
-impl MultipartScan {
-    /// The scan of a body whose `content-type` is this.
-    pub fn new(content_type: &str) -> Result<Self, BodyError> {
+impl<'a> MultipartScan<'a> {
+    /// The scan of a body whose `content-type` is this. `images` says which addresses may stand in it.
+    pub fn new(content_type: &str, images: &'a Images) -> Result<Self, BodyError> {
         let boundary = boundary(content_type).map_err(|_| BodyError::InvalidMultipart(MultipartFault::Boundary))?;
         Ok(Self {
+            images,
             delimiter: [LINE_END, b"--", &boundary].concat(),
             // The first delimiter may stand at the very beginning, with no line end before it.
             state: State::Content(LINE_END.len()),
@@ -158,7 +164,7 @@ impl MultipartScan {
     }
 
     fn wants_value(&self) -> bool {
-        matches!(self.part, Part::Model | Part::Stream | Part::Session(_))
+        !matches!(self.part, Part::Preamble | Part::Other)
     }
 
     /// Ends the part before the delimiter that ends at `offset`.
@@ -176,6 +182,8 @@ impl MultipartScan {
             // Python writes `True`; a form has no type that would tell it from `true`.
             Part::Stream => self.facts.stream = Some(self.held.eq_ignore_ascii_case(b"true") || self.held == b"1"),
             Part::Session(key) => self.affinity.offer(key, &self.held),
+            Part::Image(kind) if !may_pass(self.images, kind, &self.held) => return Err(BodyError::ImageUrlNotAllowed),
+            Part::Image(_) => {}
             Part::Preamble | Part::Other => {}
         }
         self.held.clear();
@@ -219,7 +227,11 @@ impl MultipartScan {
             b"model" if named.is_file => return Err(BodyError::ModelNotAString),
             b"model" => Part::Model,
             b"stream" => Part::Stream,
-            name => SessionKey::named(name).map_or(Part::Other, Part::Session),
+            name => match (SessionKey::named(name), Kind::of_field(name)) {
+                (Some(key), _) => Part::Session(key),
+                (None, kind) if kind.is_judged() && !named.is_file => Part::Image(kind),
+                (None, _) => Part::Other,
+            },
         };
         self.model_seen |= self.part == Part::Model;
         self.stream_seen |= self.part == Part::Stream;
@@ -318,14 +330,16 @@ impl Named {
 mod tests {
     use fastrand::Rng;
 
+    use crate::config::ImagePolicy;
     use crate::edge::json::samples;
 
     use super::*;
 
     const TYPE: &str = "multipart/form-data; boundary=XyX";
+    static PASS: Images = Images { policy: ImagePolicy::Pass, domains: Vec::new() };
 
     fn scan(pieces: &[&[u8]]) -> Result<Facts, BodyError> {
-        let mut scan = MultipartScan::new(TYPE).unwrap();
+        let mut scan = MultipartScan::new(TYPE, &PASS).unwrap();
         pieces.iter().try_for_each(|piece| scan.feed(piece))?;
         scan.finish()
     }
@@ -341,6 +355,33 @@ mod tests {
 
     fn facts(body: &str) -> Facts {
         scan(&[body.as_bytes()]).unwrap_or_else(|error| panic!("{body}: {error}"))
+    }
+
+    #[test]
+    fn addresses_of_images_are_judged() {
+        let inline = Images { policy: ImagePolicy::DataOnly, domains: Vec::new() };
+        let allow = Images { policy: ImagePolicy::Allow, domains: vec!["a.example".into()] };
+        let long = format!("https://a.example/{}", "a".repeat(ADDRESS_LIMIT_BYTES));
+        for (images, name, value, passes) in [
+            (&PASS, "url", "http://x/", true),
+            (&inline, "url", "http://x/", false),
+            (&inline, "url[]", "file:///x", false),
+            (&inline, "url", "data:,", true),
+            (&inline, "image", "AAAA", true),
+            (&inline, "image\"; filename=\"x.png", "http://is-the-files-content/", true),
+            (&inline, "prompt", "see http://x/", true),
+            (&allow, "url", "https://a.example/", true),
+            (&allow, "url", &long, false),
+        ] {
+            let part = |name: &str, value: &str| {
+                format!("--XyX\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n")
+            };
+            let body = format!("{}{}--XyX--", part("model", "m"), part(name, value));
+            let mut scan = MultipartScan::new(TYPE, images).unwrap();
+            let scanned = body.as_bytes().chunks(7).try_for_each(|piece| scan.feed(piece));
+            let expected = if passes { Ok(()) } else { Err(BodyError::ImageUrlNotAllowed) };
+            assert_eq!(scanned, expected, "{name}={value}");
+        }
     }
 
     #[test]
@@ -458,7 +499,10 @@ mod tests {
             ),
             (&format!("multipart/form-data; boundary={seventy}"), &seventy),
         ] {
-            assert_eq!(MultipartScan::new(content_type).unwrap().delimiter, [b"\r\n--", boundary.as_bytes()].concat());
+            assert_eq!(
+                MultipartScan::new(content_type, &PASS).unwrap().delimiter,
+                [b"\r\n--", boundary.as_bytes()].concat()
+            );
         }
         for content_type in [
             "",
@@ -474,7 +518,7 @@ mod tests {
             "multipart/form-data; boundary=\"a\r\nb\"",
             &format!("multipart/form-data; boundary={seventy}b"),
         ] {
-            let error = MultipartScan::new(content_type).unwrap_err();
+            let error = MultipartScan::new(content_type, &PASS).unwrap_err();
             assert_eq!(error, BodyError::InvalidMultipart(MultipartFault::Boundary), "{content_type}");
         }
     }

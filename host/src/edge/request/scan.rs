@@ -7,6 +7,8 @@
 use crate::edge::json::{Piece, Scanner, Token};
 
 use super::facts::{Affinity, BodyError, Facts, Prefix, SessionKey, model_name};
+use super::images::{ADDRESS_LIMIT_BYTES, Watch};
+use crate::config::Images;
 
 /// What the value that comes next means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,8 +28,10 @@ enum Wanted {
 
 /// The scan of one body. After an error there is nothing more to feed.
 #[derive(Debug)]
-pub struct BodyScan {
+pub struct BodyScan<'a> {
     scanner: Scanner,
+    /// For addresses of images.
+    watch: Watch<'a>,
     /// Bytes fed.
     read: usize,
     wanted: Wanted,
@@ -44,17 +48,14 @@ pub struct BodyScan {
     facts: Facts,
 }
 
-impl Default for BodyScan {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl BodyScan {
-    /// A scan before the first byte.
-    pub fn new() -> Self {
+impl<'a> BodyScan<'a> {
+    /// A scan before the first byte. `images` says which addresses may stand in the body.
+    pub fn new(images: &'a Images) -> Self {
+        let watch = Watch::new(images);
         Self {
-            scanner: Scanner::new(),
+            // One byte more than allowed, to tell an address at the limit from one over it.
+            scanner: if watch.is_on() { Scanner::keeping(ADDRESS_LIMIT_BYTES + 1) } else { Scanner::new() },
+            watch,
             read: 0,
             wanted: Wanted::Nothing,
             in_prompt: false,
@@ -78,6 +79,9 @@ impl BodyScan {
                 Token::ObjectEnd => {}
                 Token::ArrayEnd => self.array_end(),
                 token => self.value(token, &piece)?,
+            }
+            if self.watch.is_on() {
+                self.watch(token, &piece)?;
             }
         }
         self.scanner.failure().map_or(Ok(()), |syntax| Err(BodyError::InvalidJson(syntax)))
@@ -168,6 +172,16 @@ impl BodyScan {
         Ok(())
     }
 
+    fn watch(&mut self, token: Token, piece: &Piece<'_>) -> Result<(), BodyError> {
+        if !self.watch.may_pass(token, self.scanner.text(piece)) {
+            return Err(BodyError::ImageUrlNotAllowed);
+        }
+        if self.watch.wants_text() {
+            self.scanner.keep(true);
+        }
+        Ok(())
+    }
+
     fn array_end(&mut self) {
         if self.scanner.depth() < self.images_depth {
             self.images_depth = 0;
@@ -189,12 +203,19 @@ mod tests {
     use fastrand::Rng;
     use serde_json::{Value, json};
 
+    use crate::config::ImagePolicy;
     use crate::edge::json::{Reason, Syntax, samples};
 
     use super::*;
 
+    static PASS: Images = Images { policy: ImagePolicy::Pass, domains: Vec::new() };
+
     fn scan(pieces: &[&[u8]]) -> Result<Facts, BodyError> {
-        let mut scan = BodyScan::new();
+        scan_by(&PASS, pieces)
+    }
+
+    fn scan_by(images: &Images, pieces: &[&[u8]]) -> Result<Facts, BodyError> {
+        let mut scan = BodyScan::new(images);
         pieces.iter().try_for_each(|piece| scan.feed(piece))?;
         scan.finish()
     }
@@ -293,6 +314,60 @@ mod tests {
             (r#""content":"{\"type\":\"image\"}""#, 0),
         ] {
             assert_eq!(facts(&format!(r#"{{"model":"m",{member}}}"#)).images, images, "{member}");
+        }
+    }
+
+    #[test]
+    fn addresses_are_found_wherever_engines_look_for_them() {
+        let inline = Images { policy: ImagePolicy::DataOnly, domains: Vec::new() };
+        let is_refused = |member: &str| {
+            let body = format!(r#"{{"model":"m",{member}}}"#);
+            let whole = scan_by(&inline, &[body.as_bytes()]);
+            let mut rng = Rng::with_seed(5);
+            samples::each_division(&mut rng, body.as_bytes(), |pieces| assert_eq!(scan_by(&inline, pieces), whole));
+            assert_eq!(scan(&[body.as_bytes()]).err(), None, "{member} passes where nothing is said");
+            whole == Err(BodyError::ImageUrlNotAllowed)
+        };
+        for member in [
+            r#""messages":[{"content":[{"type":"image_url","image_url":{"url":"http://x/"}}]}]"#,
+            r#""messages":[{"content":[{"type":"image_url","image_url":{"detail":"low","\u0075rl":"\u0068ttp://x/"}}]}]"#,
+            r#""messages":[{"content":[{"type":"image_url","image_url":{"url":"data:,","url":"http://x/"}}]}]"#,
+            r#""messages":[{"content":[{"type":"image_url","image_url":{"a":{"image_url":{}},"url":"http://x/"}}]}]"#,
+            r#""messages":[{"content":[{"type":"image_url","image_url":"http://x/"}]}]"#,
+            r#""messages":[{"content":[{"type":"image_url","image_url":["data:,",{},"http://x/"]}]}]"#,
+            r#""messages":[{"content":[{"type":"video_url","video_url":{"url":"file:///x"}}]}]"#,
+            r#""messages":[{"content":[{"type":"image","url":"http://x/"}]}]"#,
+            r#""messages":[{"content":{"type":"image","url":"http://x/"}}]"#,
+            r#""input":[{"content":[{"type":"input_image","image_url":"http://x/"}]}]"#,
+            r#""messages":[{"content":[{"type":"image","source":{"type":"url","url":"http://x/"}}]}]"#,
+            r#""messages":[{"images":["AAAA","http://x/"]}]"#,
+            r#""images":[{"url":"http://x/"}]"#,
+            r#""image":"/etc/x.png""#,
+        ] {
+            assert!(is_refused(member), "{member}");
+        }
+        for member in [
+            r#""messages":[{"content":[{"type":"image_url","image_url":{"url":"data:image/png;base64,AA=="}}]}]"#,
+            r#""messages":[{"content":"see http://x/","images":["AAAA"]}]"#,
+            r#""messages":[{"content":[{"type":"text","text":"http://x/"}]}]"#,
+            r#""messages":[{"content":[{"type":"tool_use","input":{"url":"http://x/"}}]}]"#,
+            r#""messages":[{"content":[{"type":"image","source":{"type":"base64","data":"AA=="}}]}]"#,
+            r#""tools":[{"parameters":{"properties":{"url":{"type":"string","default":"http://x/"}}}}]"#,
+            r#""metadata":{"url":"http://x/"}"#,
+            r#""url":"http://x/""#,
+        ] {
+            assert!(!is_refused(member), "{member}");
+        }
+    }
+
+    #[test]
+    fn an_image_is_not_kept_to_be_judged() {
+        let inline = Images { policy: ImagePolicy::DataOnly, domains: Vec::new() };
+        for (start, passes) in [("data:image/png;base64,", true), ("http://x/", false)] {
+            let image = "A".repeat(100_000);
+            let body = format!(r#"{{"model":"m","image_url":"{start}{image}","stream":true}}"#);
+            let pieces: Vec<&[u8]> = body.as_bytes().chunks(4_000).collect();
+            assert_eq!(scan_by(&inline, &pieces).is_ok(), passes, "{start}");
         }
     }
 

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::Interrupted;
 use super::rename::Rename;
 use super::usage::Usage;
+use crate::edge::access::Permit;
 use crate::edge::client::Exchange;
 use crate::edge::decisions::Decisions;
 use crate::edge::route::Dialect;
@@ -33,6 +34,8 @@ pub struct Account {
     /// Where decisions are kept, and the number of this one.
     pub decisions: Arc<Decisions>,
     pub number: Cell<Option<u64>>,
+    /// What it holds of its key's limits.
+    pub permit: RefCell<Option<Permit>>,
 }
 
 impl Account {
@@ -44,6 +47,7 @@ impl Account {
             outcome: Cell::new("client_gone"),
             decisions: Arc::clone(decisions),
             number: Cell::new(None),
+            permit: RefCell::default(),
         })
     }
 }

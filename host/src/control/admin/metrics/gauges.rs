@@ -9,7 +9,7 @@ use super::super::View;
 use crate::control::status::Tally;
 use crate::edge::{Member, Snapshot};
 use crate::fleet::{Backend, State, UNKNOWN};
-use crate::metrics::HistogramTotal;
+use crate::metrics::{HistogramTotal, LOG_LINES_DROPPED};
 use crate::plugin::{Route, Timing, Version};
 
 /// All of it, as of one moment.
@@ -20,6 +20,9 @@ pub struct Gauges {
     pub queue_waiting: usize,
     pub queue_size: usize,
     pub client_connections: u64,
+    /// Whose key (empty: nobody's), why, how many.
+    pub key_refusals: Vec<(String, &'static str, u64)>,
+    pub log_lines_dropped: u64,
     pub plugins: Vec<PluginGauges>,
     pub reloads: BTreeMap<String, Tally>,
     pub config_loaded: u64,
@@ -61,6 +64,8 @@ impl Gauges {
             queue_waiting: shared.queue.waiting(),
             queue_size: shared.queue.size(),
             client_connections: shared.connections.iter().map(|connections| connections.load(Relaxed)).sum(),
+            key_refusals: snapshot.keys.refusals(),
+            log_lines_dropped: LOG_LINES_DROPPED.load(Relaxed),
             plugins: [snapshot.policy.version(), snapshot.translator.version()].map(|v| PluginGauges::of(v)).into(),
             reloads: reloads.plugins,
             config_loaded: reloads.config_generation,
