@@ -15,7 +15,7 @@ use serde::forward_to_deserialize_any;
 
 use super::BackendUrl;
 use super::names::{BackendName, Name, Names, PluginName};
-use super::notation::{Amount, EngineChoice, Folder, Fraction, Pin, Positive, Settings, Size, Written};
+use super::notation::{Amount, EngineChoice, Folder, Fraction, Pin, Positive, Settings, Size, TrustedKeys, Written};
 use super::secret::SecretSource;
 
 /// A key that may be left out.
@@ -49,6 +49,7 @@ pub(super) struct Plugins {
     pub settings: BTreeMap<Written<PluginName>, Written<Settings>>,
     pub limits: PluginLimits,
     pub pins: BTreeMap<Written<PluginName>, Written<Pin>>,
+    pub trusted_keys: Typed<TrustedKeys>,
 }
 
 #[derive(Debug, Default, serde::Deserialize)]
