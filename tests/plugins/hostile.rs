@@ -273,7 +273,7 @@ async fn what_goes_wrong_at_the_start_refuses_the_guest() {
             "no-such-column",
         ),
         ("17 columns", columns(17), Refused("configure"), "at most 16"),
-        ("100,000 columns", columns(100_000), Refused("configure"), ""),
+        ("100,000 columns", columns(100_000), Refused("configure"), "fuel"),
         ("an update without end", update(FOREVER), Refused("update"), "fuel"),
         ("an update that traps", update(TRAP), Refused("update"), "unreachable"),
         ("memory without end", realloc(FOREVER), Refused("configure"), "fuel"),
@@ -298,7 +298,7 @@ async fn what_goes_wrong_at_the_start_refuses_the_guest() {
             "status 200",
         ),
         ("an unknown decision", tag_9, Refused("trial"), "discriminant"),
-        ("lines without end", talkative(1_000_000), Refused("trial"), ""),
+        ("lines without end", talkative(1_000_000), Refused("trial"), "to the log"),
     ];
     meets(MY_POLICY, &last_row(), rows).await;
 }
