@@ -11,6 +11,9 @@ use tokio::time::Instant;
 use crate::config::{self, Config, Mistake, Mistakes};
 use crate::plugin::{Change, Compiler, Judge, Kind, Refusal, Row, Runtime, State, Store, Version, What};
 
+/// A file that is another one each time that it is compiled is not waited for more often than this.
+const COMPILED_AT_ONCE: usize = 3;
+
 /// The plugins, and the compiler behind them. Cloning shares them.
 #[derive(Clone)]
 pub struct Plugins {
@@ -48,16 +51,15 @@ impl Plugins {
     }
 
     /// Returns when the files of these names are compiled. Blocks for as long as that takes.
-    pub fn finish(&self, config: &config::Plugins, is_asked: impl Fn(&str) -> bool) -> Vec<Change> {
-        let mut changes = Vec::new();
-        loop {
+    pub fn finish(&self, config: &config::Plugins, is_asked: impl Fn(&str) -> bool) {
+        for _ in 0..COMPILED_AT_ONCE {
             let jobs = self.store().ordered(&is_asked);
             if jobs.is_empty() {
-                return changes;
+                break;
             }
-            // Not with the store locked: there may be somebody to roll back meanwhile.
+            // Not with the store locked: the admin page wants it meanwhile.
             jobs.iter().for_each(|job| _ = job.wait());
-            changes.extend(self.scan(config));
+            self.scan(config);
         }
     }
 

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use rustix::process::{Resource, Rlimit, Signal, setrlimit};
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 
 use tokio::time::Instant;
 
@@ -165,15 +165,13 @@ pub fn judge_standard_input() -> anyhow::Result<()> {
 
 /// Bounds this process from here on.
 fn bind(bounds: &Bounds) -> io::Result<()> {
-    let limit = |most| Rlimit { current: Some(most), maximum: Some(most) };
-    let dump = Rlimit { current: Some(0), maximum: Some(0) };
-    setrlimit(Resource::Core, dump)?;
+    lower(Resource::Core, 0, 0)?;
     // One second more before the kernel kills: what ends it must be the signal that says why.
-    let cpu = Rlimit { current: Some(bounds.cpu_seconds), maximum: Some(bounds.cpu_seconds + 1) };
-    setrlimit(Resource::Cpu, cpu)?;
-    setrlimit(Resource::As, limit(mapped_bytes() + bounds.memory_bytes))?;
+    lower(Resource::Cpu, bounds.cpu_seconds, bounds.cpu_seconds + 1)?;
     #[cfg(target_os = "linux")]
     {
+        let most = mapped_bytes() + bounds.memory_bytes;
+        lower(Resource::As, most, most)?;
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
         // Not allowed everywhere, and only a wish.
         let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
@@ -181,7 +179,15 @@ fn bind(bounds: &Bounds) -> io::Result<()> {
     Ok(())
 }
 
+/// Sets a limit that is not above the one in force.
+fn lower(resource: Resource, current: u64, maximum: u64) -> io::Result<()> {
+    let in_force = getrlimit(resource).maximum.unwrap_or(u64::MAX);
+    let [current, maximum] = [current, maximum].map(|most| Some(most.min(in_force)));
+    Ok(setrlimit(resource, Rlimit { current, maximum })?)
+}
+
 /// Address space that this process has now, which costs nothing until it is used.
+#[cfg(target_os = "linux")]
 fn mapped_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")?.trim().strip_suffix(" kB")?.parse().ok());
