@@ -292,9 +292,10 @@ impl Shelf {
         }
     }
 
-    /// A version of this content could not be started.
+    /// A version of this content could not be started, which whoever tried tells.
     pub fn refuse(&mut self, sha256: &str, refusal: Refusal) {
         self.versions.retain(|version| version.sha256 != sha256);
+        self.told = Some((Some(sha256.to_owned()), refusal.clone()));
         self.judge(sha256, || Fate::Refused { sha256: Some(sha256.to_owned()), refusal });
     }
 
