@@ -17,11 +17,6 @@ const FAULTS: [(&str, &str); 7] = [
     ("(loop $more (br_if $more (i32.ne (memory.grow (i32.const 16)) (i32.const -1)))) unreachable", "memory"),
 ];
 
-async fn faults(proxy: &Proxy, name: &str, reason: &str) -> f64 {
-    let labels = [("plugin", name), ("reason", reason)];
-    proxy.metrics().await.value("vision_proxy_plugin_faults_total", &labels).unwrap_or_default()
-}
-
 async fn is_rolled_back(proxy: &Proxy, name: &str, content: &[u8]) -> bool {
     let sha256 = sha256(content);
     rows(proxy, name).await.iter().any(|row| row["state"] == "rolled-back" && row["sha256"] == sha256)
@@ -63,22 +58,6 @@ async fn the_host_answers_in_turn_until_the_version_before_is_back() {
         let row = file_is(&proxy, MY_POLICY, &wrong, "rolled-back").await;
         assert!(row["last_error"].is_string(), "{row}");
     }
-}
-
-#[tokio::test]
-async fn no_fault_costs_a_request_under_load() {
-    let (proxy, _backends) = balanced_by(ROUND_ROBIN).await;
-    let load = Load::of(&proxy, 4);
-    for (then, _) in FAULTS {
-        let wrong = wrong_at_work(then);
-        proxy.write_plugin(MY_POLICY, &wrong);
-        eventually(&format!("rolled back: {then}"), async || is_rolled_back(&proxy, MY_POLICY, &wrong).await).await;
-        runs(&proxy, MY_POLICY, ROUND_ROBIN).await;
-        load.answers_more(5).await;
-    }
-    load.ends_well().await;
-    all_take_turns(&proxy).await;
-    proxy.falls_idle().await;
 }
 
 /// A proxy that ran a good policy, then one that traps, which it rolled back: that one's content is the last.

@@ -1,10 +1,14 @@
 //! Plugins are exchanged under load, and the worst of them costs no request.
 
+mod bombs;
 mod decisions;
 mod faults;
+mod guest;
 mod guests;
+mod hostile;
 mod refusals;
 mod reload;
+mod signatures;
 
 use std::path::Path;
 
@@ -77,6 +81,12 @@ async fn file_is(proxy: &Proxy, name: &str, content: &[u8], state: &str) -> Valu
 async fn reloads(proxy: &Proxy, name: &str, result: &str) -> f64 {
     let labels = [("plugin", name), ("result", result)];
     proxy.metrics().await.value("vision_proxy_plugin_reloads_total", &labels).unwrap_or_default()
+}
+
+/// Faults of this name and reason so far.
+async fn faults(proxy: &Proxy, name: &str, reason: &str) -> f64 {
+    let labels = [("plugin", name), ("reason", reason)];
+    proxy.metrics().await.value("vision_proxy_plugin_faults_total", &labels).unwrap_or_default()
 }
 
 /// The names of the backends that answer so many chats, one after the other.

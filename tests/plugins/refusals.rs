@@ -5,53 +5,6 @@ use std::io::Write;
 use super::guests::*;
 use super::*;
 
-/// Bad files: what they are, the stage at which they are refused, and a word of the reason.
-fn broken() -> Vec<(Vec<u8>, &'static str, &'static str)> {
-    let importing = |imports| Guest { imports, ..Guest::default() }.policy();
-    let configured = |configure| Guest { configure, ..Guest::default() }.policy();
-    vec![
-        (b"(component)".to_vec(), "format", "text"),
-        (b"#!/bin/sh\nexit 1\n".to_vec(), "format", "not WebAssembly"),
-        (wat::parse_str("(module)").expect("a module"), "format", "core module"),
-        (b"\0asm\x0d\0\x01\0\x63\x02\xff\xff".to_vec(), "compile", ""),
-        (wat::parse_str("(component)").expect("a component"), "kind", "exports neither"),
-        (Guest::default().translator(), "kind", "translator"),
-        (importing(r#"(import "wasi:sockets/tcp@0.2.0" (instance))"#), "imports", "wasi:sockets/tcp@0.2.0"),
-        (importing(r#"(import "acme:keys/store" (instance))"#), "imports", "acme:keys/store"),
-        (Guest { version: "0.2.0", ..Guest::default() }.policy(), "interface", "built for 0.2"),
-        (configured("unreachable"), "configure", ""),
-        (configured(&format!("{FOREVER} unreachable")), "configure", ""),
-        (configured("(call $column (i32.const 1088) (i32.const 14))"), "configure", "no-such-column"),
-        (picking("unreachable"), "trial", ""),
-        (picking(&format!("{FOREVER} unreachable")), "trial", ""),
-        (picking("(call $answer (i32.const 0) (i32.const 8))"), "trial", "row 8"),
-        (picking("(call $answer (i32.const 3) (i32.const 200))"), "trial", "status 200"),
-    ]
-}
-
-#[tokio::test]
-async fn a_broken_file_is_refused_with_its_reason_and_costs_no_request() {
-    let (proxy, _backends) = balanced_by(&last_row()).await;
-    let load = Load::of(&proxy, 2);
-    let before = active(&proxy, MY_POLICY).await;
-    for (number, (content, stage, word)) in broken().iter().enumerate() {
-        proxy.write_plugin(MY_POLICY, content);
-        let row = file_is(&proxy, MY_POLICY, content, "refused").await;
-        let reason = row["last_error"].as_str().unwrap_or_default();
-        assert!(reason.starts_with(&format!("{stage}: ")) && reason.contains(word), "{stage}, {word:?}: {row}");
-        assert_eq!(row["active"], false);
-        assert_eq!(reloads(&proxy, MY_POLICY, "refused").await, (number + 1) as f64, "{row}");
-        let now = active(&proxy, MY_POLICY).await;
-        assert_eq!((&now["sha256"], &now["generation"]), (&before["sha256"], &before["generation"]), "{stage}");
-        assert_eq!((&now["state"], &now["faults"]), (&"running".into(), &0.into()));
-        all_go_to(&proxy, "c").await;
-    }
-    proxy.write_plugin(MY_POLICY, ROUND_ROBIN);
-    runs(&proxy, MY_POLICY, ROUND_ROBIN).await;
-    load.ends_well().await;
-    assert_eq!(rows(&proxy, MY_POLICY).await.len(), 1, "a good file leaves nothing of the bad ones");
-}
-
 #[tokio::test]
 async fn a_file_still_being_written_is_waited_for() {
     let (proxy, _backends) = balanced_by(&last_row()).await;

@@ -79,6 +79,17 @@ async fn a_deleted_file_leaves_what_is_loaded_and_says_so() {
     all_take_turns(&proxy).await;
 }
 
+#[tokio::test]
+async fn a_renamed_file_is_another_plugin() {
+    let (proxy, _backends) = balanced_by(&last_row()).await;
+    let plugins = proxy.plugins_dir();
+    std::fs::rename(plugins.join("my-policy.wasm"), plugins.join("other.wasm")).expect("rename the file");
+    let is_told = async || active(&proxy, MY_POLICY).await["last_error"] == "its file was deleted";
+    eventually("it is told that the file is gone", is_told).await;
+    file_is(&proxy, "other", &last_row(), "loaded").await;
+    all_go_to(&proxy, "c").await;
+}
+
 /// The translator `my-names`, whose settings give the model of all backends this public name.
 fn naming(public: &str) -> String {
     format!(

@@ -18,7 +18,8 @@ pub struct Args {
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let (config, source) = args.source.load(None, None)?;
-    let plugins = Plugins::load(&config)?;
+    let plugins = Plugins::load(&config, || ())?;
+    plugins.finish(&config.plugins, |_| true);
     let refused = plugins.refused();
     anyhow::ensure!(
         refused.is_empty(),

@@ -17,7 +17,7 @@ use super::BackendUrl;
 use super::access::{Domains, ImagePolicy, KeyHash};
 use super::names::{BackendName, Name, Names, PluginName};
 use super::networks::Networks;
-use super::notation::{Amount, EngineChoice, Folder, Fraction, Pin, Positive, Settings, Size, Written};
+use super::notation::{Amount, EngineChoice, Folder, Fraction, Pin, Positive, Settings, Size, TrustedKeys, Written};
 use super::secret::SecretSource;
 
 /// A key that may be left out.
@@ -71,6 +71,7 @@ pub(super) struct Plugins {
     pub settings: BTreeMap<Written<PluginName>, Written<Settings>>,
     pub limits: PluginLimits,
     pub pins: BTreeMap<Written<PluginName>, Written<Pin>>,
+    pub trusted_keys: Typed<TrustedKeys>,
 }
 
 #[derive(Debug, Default, serde::Deserialize)]

@@ -139,6 +139,7 @@ impl Reading<'_> {
             settings: typed.settings.into_iter().map(|(name, settings)| (name.0.0, settings.0.0)).collect(),
             limits: self.plugin_limits(typed.limits),
             pins: typed.pins.into_iter().map(|(name, pin)| (name.0.0, pin.0.0)).collect(),
+            trusted_keys: or(typed.trusted_keys, Vec::new()),
         }
     }
 
@@ -344,6 +345,7 @@ mod tests {
             translator = "mine"
             settings.mine = { deep = { list = [1, 2.5, true, "x"] }, day = 2026-01-02 }
             limits = { fuel = 5, memory = "1 MiB" }
+            trusted_keys = ["RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3"]
             pins.mine = "sha256:ABCDEF0123456789abcdef0123456789abcdef0123456789abcdef0123456789"
             "#,
             Some(Path::new("/etc/vision-proxy/vision-proxy.toml")),
@@ -366,6 +368,7 @@ mod tests {
                 settings: [("mine".into(), settings)].into(),
                 limits: PluginLimits { fuel: 5, memory_bytes: 1 << 20 },
                 pins: [("mine".into(), "abcdef0123456789".repeat(4))].into(),
+                trusted_keys: vec!["RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3".into()],
             }
         );
     }

@@ -81,6 +81,8 @@ pub struct Plugins {
     pub limits: PluginLimits,
     /// Plugin name → SHA-256 (64 lower-case hex digits) that alone may run under it.
     pub pins: BTreeMap<String, String>,
+    /// Public keys of minisign, one of which must have signed a file for it to run. Empty: none need be signed.
+    pub trusted_keys: Vec<String>,
 }
 
 /// `[plugins.limits]`.
@@ -561,6 +563,8 @@ mod tests {
             ("[plugins]\ndir = \"\"", "plugins.dir".to_owned(), "the path of a folder"),
             ("[plugins.settings]\n\"a/b\" = {}", "plugins.settings.\"a/b\"".to_owned(), "a plugin's name"),
             ("[plugins.settings]\nmine = { x = inf }", "plugins.settings.mine".to_owned(), "JSON has no such number"),
+            ("[plugins]\ntrusted_keys = [\"RWQ=\"]", "plugins.trusted_keys".to_owned(), "minisign public keys"),
+            ("[plugins]\ntrusted_keys = \"RWQ=\"", "plugins.trusted_keys".to_owned(), "a list"),
             ("[plugins.pins]\nmine = \"sha256:abc\"", "plugins.pins.mine".to_owned(), "64 hex digits"),
             (
                 &format!("[plugins.pins]\nmine = \"{}\"", "a".repeat(64)),

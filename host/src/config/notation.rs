@@ -271,6 +271,27 @@ impl Notation for Pin {
     }
 }
 
+/// Public keys of minisign.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct TrustedKeys(pub Vec<String>);
+
+impl From<TrustedKeys> for Vec<String> {
+    fn from(keys: TrustedKeys) -> Self {
+        keys.0
+    }
+}
+
+impl Notation for TrustedKeys {
+    const FORM: &'static str =
+        "a list of minisign public keys, the second line of a `.pub` file: 56 characters that begin with RW";
+
+    fn read(value: &Value) -> Result<Self, Wrong> {
+        let is_key = |key: &&str| minisign_verify::PublicKey::from_base64(key).is_ok();
+        let key = |value| Ok(text(value).ok().filter(is_key).ok_or(Wrong::Form)?.to_owned());
+        value.as_array().ok_or(Wrong::Form)?.iter().map(key).collect::<Result<_, _>>().map(Self)
+    }
+}
+
 /// The path of a folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Folder(pub PathBuf);

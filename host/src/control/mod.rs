@@ -63,11 +63,14 @@ async fn serve(config: Config, source: ConfigSource, ready: impl FnOnce(Listenin
     let (phase_in, phase) = phases::channel(Phase::Serving);
     let workers = config.workers;
     let queue = Queue::new(config.queue.size, config.queue.bytes);
-    let plugins = Plugins::load(&config)?;
+    let (compiled_in, mut compiled) = mpsc::unbounded_channel();
+    // Where nobody listens any more, the process is ending.
+    let plugins = Plugins::load(&config, move || _ = compiled_in.send(()))?;
     let snapshot = first_snapshot(config, &plugins, &queue)?;
     let shared = Shared::new(snapshot, queue, Metrics::new(workers), faults_in, workers);
     let status = Status::new(source.path.as_deref());
     let mut watch = Watch::new(watched(&shared, &source));
+    plugins.give_way();
     let mut reload = Reload::new(Arc::clone(&shared), source.clone(), plugins, Arc::clone(&status), changed_in);
     reload.publish();
     tokio::task::spawn_local(admin::serve(admin, Arc::clone(&shared), Arc::clone(&status)));
@@ -84,8 +87,12 @@ async fn serve(config: Config, source: ConfigSource, ready: impl FnOnce(Listenin
             () = watch.changed() => {
                 reload.config_changed(false).await;
                 reload.plugins_changed().await;
-                reload.forget_drained();
+                reload.let_go();
                 watch.follow(watched(&shared, &source));
+            }
+            Some(()) = compiled.recv() => {
+                while compiled.try_recv().is_ok() {}
+                reload.plugins_changed().await;
             }
             Some(report) = faults.recv() => reload.fault(report).await,
             Some(_) = changed.recv() => {

@@ -1,42 +1,83 @@
 //! The plugins of this process: the store of what may run, and the compiler behind it.
 //!
-//! Everything here reads files or compiles: it blocks, and runs on a blocking thread.
+//! Everything here reads files or waits for the compiler: it blocks, and runs on a blocking thread.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
-use crate::config::{Config, Mistake, Mistakes};
-use crate::plugin::{Change, Kind, Row, Runtime, State, Store, Version, What};
+use crate::config::{self, Config, Mistake, Mistakes};
+use crate::plugin::{Change, Compiler, Judge, Kind, Refusal, Row, Runtime, State, Store, Version, What};
+
+/// A file that is another one each time that it is compiled is not waited for more often than this.
+const COMPILED_AT_ONCE: usize = 3;
 
 /// The plugins, and the compiler behind them. Cloning shares them.
 #[derive(Clone)]
 pub struct Plugins {
-    pub runtime: Runtime,
+    compiler: Arc<Compiler>,
     store: Arc<Mutex<Store>>,
 }
 
 impl Plugins {
-    /// The built-in plugins and what lies in the folder. Blocks.
+    /// The built-in plugins and what lies in the folder; what the configuration names is compiled when this returns, the
+    /// others soon after. `compiled` is called when one of them is. Blocks.
     ///
     /// # Errors
     /// Where wasmtime cannot work on this machine.
-    pub fn load(config: &Config) -> anyhow::Result<Self> {
+    pub fn load(config: &Config, compiled: impl Fn() + Send + 'static) -> anyhow::Result<Self> {
         let runtime = Runtime::new()?;
-        let mut store = Store::new(&config.plugins.dir, runtime.built_ins()?);
-        log_changes(&store.scan(&runtime, &config.plugins.pins, Instant::now()));
-        Ok(Self { runtime, store: Arc::new(Mutex::new(store)) })
+        let built_ins = runtime.built_ins();
+        let compiler = Compiler::start(runtime, Some(Judge::this_program()?), compiled)?;
+        let store = Store::new(&config.plugins.dir, built_ins);
+        let plugins = Self { compiler: Arc::new(compiler), store: Arc::new(Mutex::new(store)) };
+        plugins.scan(&config.plugins);
+        plugins.finish(&config.plugins, is_active(&config.plugins));
+        Ok(plugins)
     }
 
-    /// Works on the store on a blocking thread: it reads files and compiles.
-    pub async fn with<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&mut Store, &Runtime) -> T + Send + 'static,
-    ) -> Option<T> {
+    /// There is traffic from now on: whatever is compiled gives way to it.
+    pub fn give_way(&self) {
+        self.compiler.give_way();
+    }
+
+    /// Looks at the folder, and tells the log what is found. Blocks.
+    pub fn scan(&self, config: &config::Plugins) -> Vec<Change> {
+        let changes = self.store().scan(&self.compiler, config, Instant::now());
+        log_changes(&changes);
+        changes
+    }
+
+    /// Returns when the files of these names are compiled. Blocks for as long as that takes.
+    pub fn finish(&self, config: &config::Plugins, is_asked: impl Fn(&str) -> bool) {
+        for _ in 0..COMPILED_AT_ONCE {
+            let jobs = self.store().ordered(&is_asked);
+            if jobs.is_empty() {
+                break;
+            }
+            // Not with the store locked: the admin page wants it meanwhile.
+            jobs.iter().for_each(|job| _ = job.wait());
+            self.scan(config);
+        }
+    }
+
+    /// Works with the plugins on a blocking thread.
+    pub async fn with<T: Send + 'static>(&self, work: impl FnOnce(&Self) -> T + Send + 'static) -> Option<T> {
         let plugins = self.clone();
-        let work = move || work(&mut plugins.store(), &plugins.runtime);
+        let work = move || work(&plugins);
         spawn_blocking(work).await.inspect_err(|panic| tracing::error!("the plugin store failed: {panic}")).ok()
+    }
+
+    /// A version could not be started: what ran before is current again. False where there is nothing before.
+    pub fn refuse(&self, version: &Version, refusal: Refusal) -> bool {
+        self.store().refuse(&version.name, &version.sha256, refusal)
+    }
+
+    /// A version faulted too often: what ran before is current again.
+    pub fn roll_back(&self, version: &Version, why: &str) {
+        self.store().roll_back(&self.compiler.runtime, &version.name, &version.sha256, why);
     }
 
     /// The files in the folder that cannot be used, each with the reason.
@@ -56,10 +97,7 @@ impl Plugins {
         let find = |key: &str, name: &str, kind: Kind| match store.current(name) {
             Some(version) if version.kind == kind => Ok(version),
             Some(version) => Err(mistake(key, format!("`{name}` is a {}, not a {}", version.kind.name(), kind.name()))),
-            None => Err(mistake(
-                key,
-                format!("there is no plugin `{name}`: neither built in nor in {}", config.plugins.dir.display()),
-            )),
+            None => Err(mistake(key, nothing_runs(&store, name, &config.plugins.dir))),
         };
         let policy = find("plugins.policy", &config.plugins.policy, Kind::Policy);
         let translator = find("plugins.translator", &config.plugins.translator, Kind::Translator);
@@ -71,10 +109,25 @@ impl Plugins {
         }
     }
 
-    /// The store, locked: it may be compiling, so not from a worker.
+    /// The store, locked: somebody may be reading files with it, so not from a worker.
     pub fn store(&self) -> MutexGuard<'_, Store> {
         self.store.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Why there is nothing to run under a name.
+fn nothing_runs(store: &Store, name: &str, dir: &Path) -> String {
+    let why = store.status(&[]).into_iter().find(|row| row.name == name).and_then(|row| row.last_error);
+    why.map_or_else(
+        || format!("there is no plugin `{name}`: neither built in nor in {}", dir.display()),
+        |why| format!("the plugin `{name}` cannot run: {why}"),
+    )
+}
+
+/// Whether a name is one of those that the configuration sets to work.
+pub fn is_active(config: &config::Plugins) -> impl Fn(&str) -> bool {
+    let active = [config.policy.clone(), config.translator.clone()];
+    move |name| active.iter().any(|active| active == name)
 }
 
 /// A mistake that is not tied to a line.
@@ -83,7 +136,7 @@ pub fn mistake(key: &str, message: String) -> Mistake {
 }
 
 /// Tells the log what a scan found.
-pub fn log_changes(changes: &[Change]) {
+fn log_changes(changes: &[Change]) {
     for change in changes {
         match &change.what {
             What::Loaded(version) => {

@@ -13,14 +13,14 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout};
 
 use super::build::{self, NotStarted, Parts};
-use super::plugins::{Plugins, log_changes, mistake};
+use super::plugins::{Plugins, is_active, mistake};
 use super::poll::{self, FleetChanged, Polling};
 use super::status::Status;
 use crate::config::{self, BackendConfig, Config, Mistake, Mistakes, Overrides};
 use crate::edge::upstream::Pool;
 use crate::edge::{FaultReport, Keyring, Member, Shared, Snapshot};
 use crate::fleet::{Backend, Queue};
-use crate::plugin::{Kind, Runtime, Store, Strikes, Version, What};
+use crate::plugin::{Kind, Strikes, Version, What};
 
 /// A new backend gets requests after it has been asked once, or after this long.
 const FIRST_POLLS: Duration = Duration::from_secs(2);
@@ -100,6 +100,8 @@ pub struct Reload {
     changed: mpsc::UnboundedSender<FleetChanged>,
     /// Removed backends that still hold requests.
     retired: Vec<Member>,
+    /// Earlier snapshots that workers may have: whoever lets go last frees plugin instances, and no worker has time for that.
+    past: Vec<Arc<Snapshot>>,
     /// Recent faults, by plugin name and content.
     strikes: BTreeMap<(String, String), Strikes>,
 }
@@ -120,6 +122,7 @@ impl Reload {
             pool: Rc::default(),
             polling: HashMap::new(),
             retired: Vec::new(),
+            past: Vec::new(),
             changed,
             strikes: BTreeMap::new(),
         }
@@ -158,11 +161,12 @@ impl Reload {
             return Err(Mistakes { path: self.source.path.clone(), all: fixed });
         }
         if old.config.plugins != config.plugins {
-            let (pins, at) = (config.plugins.pins.clone(), Instant::now());
+            let new = config.plugins.clone();
             self.plugins
-                .with(move |store, runtime| {
-                    store.reconsider();
-                    log_changes(&store.scan(runtime, &pins, at));
+                .with(move |plugins| {
+                    plugins.store().reconsider();
+                    plugins.scan(&new);
+                    plugins.finish(&new, is_active(&new));
                 })
                 .await;
         }
@@ -190,8 +194,9 @@ impl Reload {
         let _ = timeout(FIRST_POLLS, asked.recv()).await;
     }
 
-    /// Lets go of removed backends that hold no request any more.
-    pub fn forget_drained(&mut self) {
+    /// Lets go of removed backends that hold no request any more, and of snapshots that no worker has.
+    pub fn let_go(&mut self) {
+        self.past.retain(|snapshot| Arc::strong_count(snapshot) > 1);
         self.retired.retain(|gone| {
             let is_drained = gone.backend.in_flight() == 0;
             if is_drained {
@@ -242,7 +247,7 @@ impl Reload {
             self.retired.push(gone.clone());
         }
         self.retired.retain(|gone| !is_in(fleet, gone));
-        self.forget_drained();
+        self.let_go();
         self.shared.queue.release_stranded();
         self.poll_only(fleet);
     }
@@ -250,18 +255,14 @@ impl Reload {
     /// Looks at the plugin folder; what is new and active is swapped in.
     pub async fn plugins_changed(&mut self) {
         let config = Arc::clone(&self.shared.snapshot.load().config);
-        let pins = config.plugins.pins.clone();
-        let Some(changes) = self.plugins.with(move |store, runtime| store.scan(runtime, &pins, Instant::now())).await
-        else {
-            return;
-        };
-        log_changes(&changes);
+        let rules = Arc::clone(&config);
+        let Some(changes) = self.plugins.with(move |plugins| plugins.scan(&rules.plugins)).await else { return };
         for change in &changes {
             if let What::Refused(_) = change.what {
                 self.status.plugin_reloaded(&change.name, false);
             }
         }
-        let is_active = |name: &String| *name == config.plugins.policy || *name == config.plugins.translator;
+        let is_active = is_active(&config.plugins);
         if changes.iter().any(|change| is_active(&change.name) && matches!(change.what, What::Loaded(_) | What::Gone)) {
             self.swap_plugins().await;
         }
@@ -299,9 +300,9 @@ impl Reload {
     }
 
     async fn roll_back(&mut self, version: &Arc<Version>, why: &str) {
-        let (name, sha256, why) = (version.name.clone(), version.sha256.clone(), why.to_owned());
-        tracing::error!(plugin = %name, sha256, "rolled back after repeated faults: {why}");
-        self.plugins.with(move |store, runtime| store.roll_back(runtime, &name, &sha256, &why)).await;
+        tracing::error!(plugin = %version.name, sha256 = version.sha256, "rolled back after repeated faults: {why}");
+        let (version, why) = (Arc::clone(version), why.to_owned());
+        self.plugins.with(move |plugins| plugins.roll_back(&version, &why)).await;
         self.swap_plugins().await;
         self.publish();
     }
@@ -345,8 +346,7 @@ impl Reload {
     async fn refuse(&self, NotStarted { version, refusal }: NotStarted) -> bool {
         tracing::error!(plugin = %version.name, "refused: {refusal}");
         self.status.plugin_reloaded(&version.name, false);
-        let refuse = move |store: &mut Store, _: &Runtime| store.refuse(&version.name, &version.sha256, refusal);
-        self.plugins.with(refuse).await == Some(true)
+        self.plugins.with(move |plugins| plugins.refuse(&version, refusal)).await == Some(true)
     }
 
     /// Generations of the plugins in use.
@@ -365,8 +365,9 @@ impl Reload {
     }
 
     /// The one place where a snapshot is stored. `new` are the plugins that begin to run with it.
-    fn store(&self, next: Snapshot, new: &[Arc<Version>]) {
-        self.shared.snapshot.store(Arc::new(next));
+    fn store(&mut self, next: Snapshot, new: &[Arc<Version>]) {
+        self.past.push(self.shared.snapshot.swap(Arc::new(next)));
+        self.let_go();
         for version in new {
             tracing::info!(plugin = %version.name, sha256 = %version.sha256, "swapped in");
             self.status.plugin_reloaded(&version.name, true);

@@ -6,15 +6,12 @@
 //! - A panic of the compiler refuses the component and harms nothing else.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex};
-use std::time::SystemTime;
 
 use sha2::{Digest as _, Sha256};
 use wasmtime::component::{Component, InstancePre};
 
 use super::bindings::{policy::PolicyPre, translator::TranslatorPre};
-use super::console::Log;
-use super::version::{Counters, Source, Version, World};
+use super::version::World;
 use super::wasi::{self, Guest};
 use super::{Kind, Refusal, Runtime, Stage};
 
@@ -23,10 +20,23 @@ pub(super) const COMPONENT_MAX_BYTES: usize = 32 << 20;
 /// The interface version this proxy speaks. Patch versions are compatible with each other.
 const INTERFACE: &str = "0.1";
 
+const CUSTOM_SECTION: u8 = 0;
+
 const HOW_TO_BUILD: &str = "build for wasm32-wasip2 or run `wasm-tools component new`";
 
+/// What is made of a content, whatever name it comes under.
+pub struct Compiled {
+    /// What it is for.
+    pub kind: Kind,
+    /// The version of the interface it was built for.
+    pub interface: String,
+    /// What it imports, as the component names it.
+    pub imports: Vec<String>,
+    pub(super) world: World,
+}
+
 /// Checks and compiles a component.
-pub(super) fn compile(runtime: &Runtime, name: &str, source: Source, bytes: &[u8]) -> Result<Version, Refusal> {
+pub(super) fn compile(runtime: &Runtime, bytes: &[u8]) -> Result<Compiled, Refusal> {
     check_format(bytes)?;
     let compiling = catch_unwind(AssertUnwindSafe(|| Component::from_binary(&runtime.engine, bytes)));
     let component = compiling
@@ -37,34 +47,33 @@ pub(super) fn compile(runtime: &Runtime, name: &str, source: Source, bytes: &[u8
     check_imports(&imports)?;
     let linked = runtime.linker.instantiate_pre(&component);
     let linked = linked.map_err(|error| Refusal::new(Stage::Imports, format!("{error:#}")))?;
-    Ok(Version {
-        name: name.to_owned(),
-        kind,
-        source,
-        sha256: sha256(bytes),
-        size_bytes: bytes.len(),
-        interface,
-        imports,
-        generation: runtime.next_generation(),
-        loaded_at: SystemTime::now(),
-        counters: Counters::default(),
-        last_error: Mutex::default(),
-        log: Arc::new(Log::new(name)),
-        world: world(kind, linked)?,
-    })
+    Ok(Compiled { kind, interface, imports, world: world(kind, linked)? })
+}
+
+/// What tells a content from others for the compiler: its SHA-256 without the custom sections at the top, in which builds
+/// that differ in nothing else leave their names and times.
+pub(super) fn key(bytes: &[u8]) -> String {
+    let Some((preamble, sections)) = bytes.split_first_chunk::<8>() else { return sha256(bytes) };
+    let Some(sections) = split(sections) else { return sha256(bytes) };
+    let told = sections.iter().filter(|section| section[0] != CUSTOM_SECTION);
+    hex(&told.fold(Sha256::new_with_prefix(preamble), Sha256::chain_update).finalize())
 }
 
 /// 64 lower-case hex digits.
 pub(super) fn sha256(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
-    Sha256::digest(bytes).iter().fold(String::with_capacity(64), |mut hex, byte| {
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut hex, byte| {
         _ = write!(hex, "{byte:02x}");
         hex
     })
 }
 
 /// What the bytes alone tell.
-fn check_format(bytes: &[u8]) -> Result<(), Refusal> {
+pub(super) fn check_format(bytes: &[u8]) -> Result<(), Refusal> {
     let format = |reason: &str| Err(Refusal::new(Stage::Format, reason));
     if bytes.len() > COMPONENT_MAX_BYTES {
         return format(&format!("it has {} bytes, at most {COMPONENT_MAX_BYTES} are loaded", bytes.len()));
@@ -86,7 +95,7 @@ fn check_format(bytes: &[u8]) -> Result<(), Refusal> {
         _ if is_text(bytes) => return format("it is in the text format: run `wasm-tools parse` first"),
         _ => return format(&format!("it is not WebAssembly: {HOW_TO_BUILD}")),
     }
-    if !is_whole(sections) {
+    if split(sections).is_none() {
         return Err(Refusal::new(
             Stage::Truncated,
             format!("it ends in the middle of a section, after {} bytes", bytes.len()),
@@ -100,16 +109,19 @@ fn is_text(bytes: &[u8]) -> bool {
     start.starts_with(b"(") || start.starts_with(b";;")
 }
 
-/// Whether the last section ends where the bytes do. A section is an id, its size as LEB128, and so many bytes.
-fn is_whole(mut sections: &[u8]) -> bool {
+/// The sections, each with its head; `None` where the last one does not end where the bytes do. A section is an id, its
+/// size as LEB128, and so many bytes.
+fn split(mut sections: &[u8]) -> Option<Vec<&[u8]>> {
+    let mut all = Vec::new();
     while let Some((_id, rest)) = sections.split_first() {
-        let Some(end) = rest.iter().take(5).position(|byte| byte & 0x80 == 0) else { return false };
-        let (size, body) = rest.split_at(end + 1);
-        let size = size.iter().rev().fold(0, |size: u64, byte| size << 7 | u64::from(byte & 0x7f));
-        let Some(rest) = usize::try_from(size).ok().and_then(|size| body.get(size..)) else { return false };
+        let end = rest.iter().take(5).position(|byte| byte & 0x80 == 0)?;
+        let size = rest[..=end].iter().rev().fold(0, |size: u64, byte| size << 7 | u64::from(byte & 0x7f));
+        let whole = usize::try_from(size).ok()?.checked_add(end + 2)?;
+        let (section, rest) = sections.split_at_checked(whole)?;
+        all.push(section);
         sections = rest;
     }
-    true
+    Some(all)
 }
 
 fn exports(runtime: &Runtime, component: &Component) -> Vec<String> {
@@ -184,7 +196,7 @@ mod tests {
     use super::*;
 
     fn refusal(bytes: &[u8]) -> (Stage, String) {
-        let refusal = runtime().compile("guest", Source::File, bytes).unwrap_err();
+        let refusal = runtime().compile("guest", bytes).unwrap_err();
         (refusal.stage, refusal.reason)
     }
 
@@ -210,7 +222,7 @@ mod tests {
     #[test]
     fn a_component_that_breaks_off_anywhere_is_truncated() {
         let whole = Guest::default().policy();
-        assert!(is_whole(&whole[8..]));
+        assert!(split(&whole[8..]).is_some());
         let mut at_section_ends = 0;
         for end in 0..whole.len() {
             match check_format(&whole[..end]) {
@@ -220,6 +232,17 @@ mod tests {
         }
         assert!(at_section_ends < 100, "{at_section_ends} of {}", whole.len());
         assert_eq!(refusal(&whole[..whole.len() - 1]).0, Stage::Truncated);
+    }
+
+    #[test]
+    fn custom_sections_at_the_top_are_no_other_content() {
+        let plain = Guest::default().policy();
+        let with = |id: u8, text: &[u8]| [&plain[..], &[id, text.len() as u8 + 2, 1, b'x'], text].concat();
+        assert_eq!(key(&with(0, b"one")), key(&with(0, b"another")));
+        assert_eq!(key(&with(0, b"one")), key(&plain));
+        assert_ne!(key(&with(1, b"one")), key(&with(1, b"two")));
+        assert_ne!(key(&Guest { pick: "unreachable", ..Guest::default() }.policy()), key(&plain));
+        assert_ne!(key(b"\0asm\x0d\0\x01\0"), key(b"\0asm\x01\0\0\0"));
     }
 
     #[test]
@@ -248,7 +271,7 @@ mod tests {
             (Stage::Interface, "built for 0.2 of the plugin interface, this proxy speaks 0.1".to_owned())
         );
         let patched = Guest { package_version: "0.1.7", ..Guest::default() };
-        let version = runtime().compile("guest", Source::File, &patched.policy()).unwrap();
+        let version = runtime().compile("guest", &patched.policy()).unwrap();
         assert_eq!((version.kind, version.interface.as_str()), (Kind::Policy, "0.1.7"));
         let mixed = Guest { imports: r#"(import "vision-proxy:plugin/more@0.2.0" (instance))"#, ..Guest::default() };
         assert_eq!(refusal(&mixed.policy()).0, Stage::Interface);
@@ -292,7 +315,7 @@ mod tests {
     #[test]
     fn a_version_knows_what_it_is() {
         let bytes = Guest::default().translator();
-        let version = runtime().compile("mapper", Source::File, &bytes).unwrap();
+        let version = runtime().compile("mapper", &bytes).unwrap();
         assert_eq!(
             (version.name.as_str(), version.kind, version.size_bytes),
             ("mapper", Kind::Translator, bytes.len())

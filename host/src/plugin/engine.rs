@@ -15,9 +15,9 @@ use std::time::Duration;
 use wasmtime::component::Linker;
 use wasmtime::{Config, Engine, ResourceLimiter};
 
-use super::version::{Source, Version};
+use super::version::Version;
 use super::wasi::{self, Guest};
-use super::{Refusal, compile};
+use super::{Kind, Refusal, compile};
 
 /// How often the epoch moves on. Deadlines are met within one of these.
 const EPOCH_TICK: Duration = Duration::from_millis(10);
@@ -65,10 +65,10 @@ pub struct Runtime {
 
 impl Runtime {
     /// The plugins that are part of the binary.
-    const BUILT_IN: [(&'static str, &'static [u8]); 3] = [
-        ("round-robin", include_bytes!(concat!(env!("OUT_DIR"), "/builtin/round-robin.wasm"))),
-        ("least-busy", include_bytes!(concat!(env!("OUT_DIR"), "/builtin/least-busy.wasm"))),
-        ("model-map", include_bytes!(concat!(env!("OUT_DIR"), "/builtin/model-map.wasm"))),
+    const BUILT_IN: [(&'static str, Kind, &'static [u8]); 3] = [
+        ("round-robin", Kind::Policy, include_bytes!(concat!(env!("OUT_DIR"), "/builtin/round-robin.wasm"))),
+        ("least-busy", Kind::Policy, include_bytes!(concat!(env!("OUT_DIR"), "/builtin/least-busy.wasm"))),
+        ("model-map", Kind::Translator, include_bytes!(concat!(env!("OUT_DIR"), "/builtin/model-map.wasm"))),
     ];
 
     /// Starts the engine and its clock. Fails where the machine is not one that wasmtime compiles for.
@@ -79,21 +79,17 @@ impl Runtime {
         Ok(Self { engine, linker: Arc::new(linker), generations: Arc::default() })
     }
 
-    /// Checks and compiles a component. Blocks for a good part of a second, for scripts many: off the request path.
-    pub fn compile(&self, name: &str, source: Source, bytes: &[u8]) -> Result<Arc<Version>, Refusal> {
-        compile::compile(self, name, source, bytes).map(Arc::new)
+    /// Checks and compiles a component, here and now and with no bound. Blocks for a good part of a second, for scripts
+    /// many: off the request path.
+    pub fn compile(&self, name: &str, bytes: &[u8]) -> Result<Arc<Version>, Refusal> {
+        let compiled = compile::compile(self, bytes)?;
+        Ok(Arc::new(Version::new(self, name, compile::sha256(bytes), bytes.len(), &compiled)))
     }
 
-    /// Compiles what is embedded in the binary, each on a thread of its own: the process waits for them to start.
-    pub fn built_ins(&self) -> Result<Vec<Arc<Version>>, Refusal> {
-        std::thread::scope(|scope| {
-            let compiling =
-                Self::BUILT_IN.map(|(name, bytes)| scope.spawn(move || self.compile(name, Source::BuiltIn, bytes)));
-            compiling
-                .into_iter()
-                .map(|one| one.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-                .collect()
-        })
+    /// What is embedded in the binary. Each is compiled when it is first started.
+    pub fn built_ins(&self) -> Vec<Arc<Version>> {
+        let version = |(name, kind, bytes)| Arc::new(Version::built_in(self, name, kind, bytes));
+        Self::BUILT_IN.map(version).into()
     }
 
     /// A number that no version of this process had before.
@@ -191,5 +187,21 @@ impl ResourceLimiter for Bounds {
     /// A component of ours has one; one linked from libraries a few.
     fn memories(&self) -> usize {
         16
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::guests::{built_ins, runtime};
+
+    #[test]
+    fn the_built_in_plugins_are_what_is_said_of_them() {
+        for built_in in built_ins() {
+            let (_, _, bytes) = super::Runtime::BUILT_IN.into_iter().find(|(name, ..)| *name == built_in.name).unwrap();
+            let compiled = runtime().compile(&built_in.name, bytes).unwrap();
+            assert_eq!((built_in.kind, &built_in.interface), (compiled.kind, &compiled.interface));
+            assert_eq!((&built_in.sha256, built_in.size_bytes), (&compiled.sha256, compiled.size_bytes));
+            assert!(built_in.world().is_ok());
+        }
     }
 }

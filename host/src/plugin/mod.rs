@@ -1,6 +1,7 @@
 //! The plugin room: balancing policies and model-name translators as WebAssembly components.
 //!
-//! A file's way: `store` finds and reads it, `compile` checks it and makes a `Version`, `Policy::start` or
+//! A file's way: `store` finds and reads it, `compiler` has it compiled (`judge` tries first whether that ends, `compile` does
+//! it), `shelf` makes it a `Version`, `Policy::start` or
 //! `Translator::start` gives every worker an instance of it (`instance`), whose limits `engine` sets and whose
 //! few imports `wasi` offers; what it prints ends in `console`.
 //!
@@ -15,12 +16,15 @@
 mod bench;
 mod bindings;
 mod compile;
+mod compiler;
 mod console;
 mod engine;
 mod folder;
 mod instance;
+mod judge;
 mod policy;
 mod shelf;
+mod signature;
 mod store;
 mod strikes;
 mod translator;
@@ -33,12 +37,14 @@ mod guests;
 
 pub use bench::call_time;
 pub use bindings::{Backend, Decision, Fleet, Request, Route, Traits};
+pub use compiler::Compiler;
 pub use engine::Runtime;
+pub use judge::{Judge, judge_standard_input};
 pub use policy::{Column, Policy};
 pub use store::{Change, Row, State, Store, What};
 pub use strikes::Strikes;
 pub use translator::Translator;
-pub use version::{Source, Timing, Version};
+pub use version::{Timing, Version};
 
 /// The longest model name, public or native, in bytes.
 pub const NAME_MAX_BYTES: usize = 256;
@@ -122,12 +128,16 @@ pub enum Stage {
     File,
     /// Its content is not the pinned one.
     Pin,
+    /// Nobody who is trusted has signed it.
+    Signature,
     /// It is no component: a core module, text, something else.
     Format,
     /// It ends in the middle: perhaps it is still being written.
     Truncated,
-    /// The compiler does not take it.
+    /// The compiler does not take it, or needs too much for it.
     Compile,
+    /// The process that is to try the compiler on it could not run. It is tried again.
+    Process,
     /// Neither policy nor translator, both, or not the kind this name has.
     Kind,
     /// Built for another version of the interface.
@@ -150,9 +160,11 @@ impl Stage {
         match self {
             Self::File => "file",
             Self::Pin => "pin",
+            Self::Signature => "signature",
             Self::Format => "format",
             Self::Truncated => "truncated",
             Self::Compile => "compile",
+            Self::Process => "process",
             Self::Kind => "kind",
             Self::Interface => "interface",
             Self::Imports => "imports",
@@ -177,6 +189,11 @@ pub struct Refusal {
 impl Refusal {
     fn new(stage: Stage, reason: impl Into<String>) -> Self {
         Self { stage, reason: reason.into() }
+    }
+
+    /// Whether it may be because not everything has been written yet.
+    fn may_pass(&self) -> bool {
+        matches!(self.stage, Stage::Truncated | Stage::Signature)
     }
 }
 

@@ -221,7 +221,7 @@ fn tried_instance(start: &Start, shard: usize, columns: &[Column]) -> Result<Ins
 }
 
 fn pre(version: &Version) -> Result<&PolicyPre<super::wasi::Guest>, Refusal> {
-    match &version.world {
+    match version.world()? {
         version::World::Policy(pre) => Ok(pre),
         version::World::Translator(_) => Err(Refusal::new(Stage::Kind, not_a(Kind::Policy, version))),
     }

@@ -6,7 +6,7 @@
 //! - No bad file takes the place of a version that is loaded: there is always the one before, or the built-in.
 //! - A content that was refused is not compiled again until it, its pin or the configuration changes; one that was
 //!   rolled back never, in this process.
-//! - Blocks (files, compiler): not on a worker.
+//! - Blocks while it reads files: not on a worker. What is to be compiled is ordered, and found by a later scan.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -14,10 +14,12 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use super::compiler::{Compiler, Job};
 use super::folder;
 use super::shelf::Shelf;
 use super::version::Version;
 use super::{Refusal, Runtime};
+use crate::config;
 
 /// Names that are looked after, the built-in ones included. Labels of metrics are bounded by it.
 const NAMES_MAX: usize = 32;
@@ -78,7 +80,7 @@ pub enum State {
     Refused,
     /// It ran, and faulted too often.
     RolledBack,
-    /// It is perhaps still being written.
+    /// It is being compiled, or perhaps still being written.
     Pending,
 }
 
@@ -102,8 +104,8 @@ impl Store {
         Self { dir: dir.into(), shelves: built_ins.into_iter().map(shelf).collect(), left_out: 0 }
     }
 
-    /// Reads the folder and compiles what is new in it. `pins` are the contents that alone may run under a name.
-    pub fn scan(&mut self, runtime: &Runtime, pins: &BTreeMap<String, String>, now: Instant) -> Vec<Change> {
+    /// Reads the folder, takes what was compiled and orders what is new, by the rules of this configuration.
+    pub fn scan(&mut self, compiler: &Compiler, rules: &config::Plugins, now: Instant) -> Vec<Change> {
         let files = match folder::files(&self.dir) {
             Ok(files) => files,
             Err(error) => {
@@ -115,10 +117,10 @@ impl Store {
         let mut changes = Vec::new();
         for (name, shelf) in &mut self.shelves {
             let before = shelf.current().map(|version| version.generation);
-            shelf.pin(pins.get(name));
+            shelf.bind(rules.pins.get(name), &rules.trusted_keys);
             let what = match files.get(name) {
-                Some(path) => shelf.look(runtime, name, path, now),
-                None => shelf.lost(runtime),
+                Some(path) => shelf.look(compiler, name, path, now),
+                None => Vec::from_iter(shelf.lost(&compiler.runtime)),
             };
             let current = shelf.current();
             let loaded = (current.map(|version| version.generation) != before)
@@ -127,6 +129,12 @@ impl Store {
         }
         self.shelves.retain(|_, shelf| !shelf.is_empty());
         changes
+    }
+
+    /// What is being compiled under the names that are asked for.
+    pub fn ordered(&self, is_asked: impl Fn(&str) -> bool) -> Vec<Job> {
+        let asked = self.shelves.iter().filter(|(name, _)| is_asked(name));
+        asked.filter_map(|(_, shelf)| shelf.ordered().cloned()).collect()
     }
 
     /// What is to run under this name.
@@ -191,14 +199,17 @@ mod tests {
     use std::time::Duration;
 
     use super::super::guests::{Guest, runtime};
-    use super::super::{Source, Stage};
+    use super::super::judge::Judge;
+    use super::super::version::Source;
+    use super::super::{Kind, Stage};
     use super::*;
 
     /// A folder that is deleted in the end, and a store over it with one built-in policy named `steady`.
     struct Bench {
         dir: PathBuf,
         store: Store,
-        pins: BTreeMap<String, String>,
+        compiler: Compiler,
+        rules: config::Plugins,
         now: Instant,
     }
 
@@ -208,8 +219,11 @@ mod tests {
             let number = COUNT.fetch_add(1, Ordering::Relaxed);
             let dir = std::env::temp_dir().join(format!("vision-proxy-store-{}-{number}", std::process::id()));
             fs::create_dir_all(&dir).unwrap();
-            let steady = runtime().compile("steady", Source::BuiltIn, &policy(0)).unwrap();
-            Self { store: Store::new(&dir, vec![steady]), dir, pins: BTreeMap::new(), now: Instant::now() }
+            let steady = Version::built_in(&runtime(), "steady", Kind::Policy, policy(0).leak());
+            let compiler = Compiler::start(runtime(), None, || ()).unwrap();
+            let somewhere = config::Overrides { backends: vec!["http://127.0.0.1:1".into()], ..Default::default() };
+            let rules = config::load(None, &somewhere).unwrap().plugins;
+            Self { store: Store::new(&dir, vec![Arc::new(steady)]), dir, compiler, rules, now: Instant::now() }
         }
 
         fn put(&self, name: &str, bytes: &[u8]) {
@@ -227,9 +241,13 @@ mod tests {
             self.dir.join(format!("{name}.wasm"))
         }
 
-        /// What a scan finds, in words.
+        /// What a scan finds, and those after it until all is compiled, in words.
         fn scan(&mut self) -> Vec<String> {
-            let changes = self.store.scan(&runtime(), &self.pins, self.now);
+            let mut changes = self.store.scan(&self.compiler, &self.rules, self.now);
+            while let Some(job) = self.store.ordered(|_| true).first() {
+                job.wait();
+                changes.extend(self.store.scan(&self.compiler, &self.rules, self.now));
+            }
             changes.into_iter().map(|Change { name, what }| format!("{name} {}", words(&what))).collect()
         }
 
@@ -318,12 +336,44 @@ mod tests {
     }
 
     #[test]
+    fn where_no_child_can_judge_nothing_new_runs_and_it_is_tried_again() {
+        let mut bench = Bench::new();
+        let judged_by = |program: &str| Compiler::start(runtime(), Some(Judge::by(program)), || ()).unwrap();
+        bench.compiler = judged_by("/no/such/program");
+        bench.put("mine", &policy(1));
+        assert_eq!(bench.scan(), ["mine refused: process"]);
+        assert!(bench.scan().is_empty(), "it is told once");
+        bench.compiler = judged_by("/bin/false");
+        assert_eq!(bench.scan(), ["mine refused: process"], "now it is another reason");
+        bench.compiler = judged_by("/bin/true");
+        assert_eq!(bench.scan(), ["mine loaded from file"]);
+    }
+
+    #[test]
+    fn what_was_compiled_lately_is_not_compiled_again() {
+        let mut bench = Bench::new();
+        bench.put("mine", &policy(1));
+        bench.scan();
+        bench.put("mine", &policy(2));
+        bench.scan();
+        bench.put("mine", &policy(1));
+        let changes = bench.store.scan(&bench.compiler, &bench.rules, bench.now);
+        assert!(matches!(changes[..], [Change { what: What::Loaded(_), .. }]), "{changes:?}");
+        let refused = [policy(3), b"\x63\x02\xff\xff".to_vec()].concat();
+        bench.put("mine", &refused);
+        assert_eq!(bench.scan(), ["mine refused: compile"]);
+        bench.put("other", &refused);
+        let changes = bench.store.scan(&bench.compiler, &bench.rules, bench.now);
+        assert!(matches!(changes[..], [Change { what: What::Refused(_), .. }]), "{changes:?}");
+    }
+
+    #[test]
     fn a_file_that_breaks_off_is_waited_for() {
         let mut bench = Bench::new();
         let whole = policy(1);
         bench.put("slow", &whole[..100]);
         assert!(bench.scan().is_empty());
-        assert_eq!(bench.rows()[0], "slow pending: ");
+        assert_eq!(bench.rows()[0], "slow pending: truncated: it ends in the middle of a section, after 100 bytes");
         bench.put("slow", &whole[..200]);
         assert!(bench.scan_later(9).is_empty());
         assert!(bench.scan_later(9).is_empty(), "it grew, so the wait began anew");
@@ -407,16 +457,16 @@ mod tests {
     fn a_pin_lets_one_content_run_and_no_other() {
         let mut bench = Bench::new();
         bench.put("mine", &policy(1));
-        bench.pins.insert("mine".to_owned(), sha256(&policy(2)));
+        bench.rules.pins.insert("mine".to_owned(), sha256(&policy(2)));
         assert_eq!(bench.scan(), ["mine refused: pin"]);
         assert!(bench.scan().is_empty() && bench.store.current("mine").is_none());
         bench.put("mine", &policy(2));
         assert_eq!(bench.scan(), ["mine loaded from file"]);
-        bench.pins.insert("mine".to_owned(), sha256(&policy(1)));
+        bench.rules.pins.insert("mine".to_owned(), sha256(&policy(1)));
         assert_eq!(bench.scan(), ["mine refused: pin", "mine gone"], "what is loaded is bound by a new pin");
-        bench.pins.clear();
+        bench.rules.pins.clear();
         assert_eq!(bench.scan(), ["mine loaded from file"]);
-        bench.pins.insert("steady".to_owned(), sha256(&policy(9)));
+        bench.rules.pins.insert("steady".to_owned(), sha256(&policy(9)));
         assert_eq!(bench.scan(), ["steady gone"], "and so is a built-in");
     }
 

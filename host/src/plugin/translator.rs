@@ -184,7 +184,7 @@ fn try_resolve(
 }
 
 fn pre(version: &Version) -> Result<&TranslatorPre<super::wasi::Guest>, Refusal> {
-    match &version.world {
+    match version.world()? {
         version::World::Translator(pre) => Ok(pre),
         version::World::Policy(_) => Err(Refusal::new(Stage::Kind, not_a(Kind::Translator, version))),
     }

@@ -7,15 +7,19 @@
 //! - Counting takes no lock, and workers count on cache lines of their own.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use crossbeam_utils::CachePadded;
 
 use super::bindings::{policy::PolicyPre, translator::TranslatorPre};
+use super::compile::{self, Compiled};
 use super::console::Log;
 use super::wasi::Guest;
-use super::{Fault, Kind, Runtime};
+use super::{Fault, Kind, Refusal, Runtime};
+
+/// What the built-in plugins were built for.
+const BUILT_IN_INTERFACE: &str = "0.1.0";
 
 /// Where a version came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +54,7 @@ pub struct Version {
     pub size_bytes: usize,
     /// The version of the interface it was built for.
     pub interface: String,
-    /// What it imports, as the component names it.
+    /// What it imports, as the component names it; of a built-in one this is not told.
     pub imports: Vec<String>,
     /// Grows with every version of any name; never used twice in a process.
     pub generation: u64,
@@ -61,8 +65,11 @@ pub struct Version {
     pub(super) last_error: Mutex<Option<String>>,
     /// Shared by all its instances, so that their number does not multiply what it may write.
     pub(super) log: Arc<Log>,
-    pub(super) world: World,
+    code: Arc<Code>,
 }
+
+/// What its calls go to. The built-in plugins are compiled when they are first started.
+type Code = LazyLock<Result<World, Refusal>, Box<dyn FnOnce() -> Result<World, Refusal> + Send>>;
 
 /// The component linked with what it imports, by kind.
 #[derive(Clone)]
@@ -72,6 +79,55 @@ pub(super) enum World {
 }
 
 impl Version {
+    /// A new version of this content.
+    pub(super) fn new(runtime: &Runtime, name: &str, sha256: String, size_bytes: usize, compiled: &Compiled) -> Self {
+        let Compiled { kind, interface, imports, world } = compiled;
+        let world = world.clone();
+        let code: Code = LazyLock::new(Box::new(|| Ok(world)));
+        Self {
+            name: name.to_owned(),
+            kind: *kind,
+            source: Source::File,
+            sha256,
+            size_bytes,
+            interface: interface.clone(),
+            imports: imports.clone(),
+            generation: runtime.next_generation(),
+            loaded_at: SystemTime::now(),
+            counters: Counters::default(),
+            last_error: Mutex::default(),
+            log: Arc::new(Log::new(name)),
+            code: Arc::new(code),
+        }
+    }
+
+    /// One that is part of the binary. It is what this says it is, and compiled when it is first started.
+    pub(super) fn built_in(runtime: &Runtime, name: &str, kind: Kind, bytes: &'static [u8]) -> Self {
+        let engine = runtime.clone();
+        let code: Code =
+            LazyLock::new(Box::new(move || compile::compile(&engine, bytes).map(|compiled| compiled.world)));
+        Self {
+            name: name.to_owned(),
+            kind,
+            source: Source::BuiltIn,
+            sha256: compile::sha256(bytes),
+            size_bytes: bytes.len(),
+            interface: BUILT_IN_INTERFACE.to_owned(),
+            imports: Vec::new(),
+            generation: runtime.next_generation(),
+            loaded_at: SystemTime::now(),
+            counters: Counters::default(),
+            last_error: Mutex::default(),
+            log: Arc::new(Log::new(name)),
+            code: Arc::new(code),
+        }
+    }
+
+    /// What its calls go to. The first call of a built-in one compiles it.
+    pub(super) fn world(&self) -> Result<&World, Refusal> {
+        self.code.as_ref().as_ref().map_err(Clone::clone)
+    }
+
     /// The last fault, in words.
     pub fn last_error(&self) -> Option<String> {
         self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -99,7 +155,7 @@ impl Version {
             counters: Counters::default(),
             last_error: Mutex::default(),
             log: Arc::clone(&self.log),
-            world: self.world.clone(),
+            code: Arc::clone(&self.code),
         })
     }
 }

@@ -134,6 +134,7 @@ pub fn config(view: &View) -> Value {
                 "settings": config.plugins.settings,
                 "limits": {"fuel": config.plugins.limits.fuel, "memory_bytes": config.plugins.limits.memory_bytes},
                 "pins": config.plugins.pins,
+                "trusted_keys": config.plugins.trusted_keys,
             },
             "models": config.models,
             "backends": config.backends.iter().map(|backend| json!({
