@@ -17,6 +17,7 @@ mod engines_auto;
 mod errors;
 mod failover;
 mod faults;
+mod fleet;
 mod llama_cpp;
 mod metrics;
 mod names;

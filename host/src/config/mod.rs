@@ -10,6 +10,7 @@ mod file;
 mod meaning;
 mod names;
 mod notation;
+mod registration;
 mod secret;
 mod suggest;
 mod url;
@@ -21,6 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use meaning::{Overrides, find, load, parse};
+pub use registration::{Registration, registration};
 pub use url::UrlMistake;
 
 /// A complete, valid configuration.
@@ -582,10 +584,11 @@ mod tests {
 
     #[test]
     fn without_backends_it_says_how_to_add_one() {
-        for text in ["", "backends = []", "workers = 1"] {
-            let line = (text == "backends = []").then_some(1);
-            assert_one(text, "backends", line, "give --backend http://HOST:PORT, or write [[backends]]");
+        for text in ["", "workers = 1"] {
+            assert_one(text, "backends", None, "give --backend http://HOST:PORT, or write [[backends]]");
         }
+        let registered = parse("backends = []", None, &Overrides::default());
+        assert_eq!(registered.map(|config| config.backends), Ok(Vec::new()), "an empty list is meant");
     }
 
     #[test]

@@ -5,8 +5,10 @@
 
 mod admin;
 mod build;
+mod events;
 mod plugins;
 mod poll;
+mod registered;
 mod reload;
 mod status;
 mod watch;
@@ -28,10 +30,13 @@ use crate::edge::{Phase, Server, Shared, bind};
 use crate::fleet::Queue;
 use crate::metrics::Metrics;
 pub use plugins::Plugins;
-use reload::Reload;
+use reload::{Change, Reload};
 pub use reload::{ConfigSource, first_snapshot};
 use status::Status;
 use watch::{Watch, folder_of};
+
+/// Changes through the admin API that may wait to be made; who comes then is told to come again.
+const CHANGES: usize = 1024;
 
 /// Where a started proxy listens.
 #[derive(Debug, Clone, Copy)]
@@ -69,7 +74,8 @@ async fn serve(config: Config, source: ConfigSource, ready: impl FnOnce(Listenin
     let mut watch = Watch::new(watched(&shared, &source));
     let mut reload = Reload::new(Arc::clone(&shared), source.clone(), plugins, Arc::clone(&status), changed_in);
     reload.publish();
-    tokio::task::spawn_local(admin::serve(admin, Arc::clone(&shared), Arc::clone(&status)));
+    let (changes_in, mut changes) = mpsc::channel(CHANGES);
+    tokio::task::spawn_local(admin::serve(admin, Arc::clone(&shared), Arc::clone(&status), changes_in));
 
     reload.ask_first(&shared.snapshot.load_full().fleet).await;
     while changed.try_recv().is_ok() {}
@@ -92,6 +98,14 @@ async fn serve(config: Config, source: ConfigSource, ready: impl FnOnce(Listenin
                 while changed.try_recv().is_ok() {}
                 reload.fleet_changed().await;
             }
+            Some(change) = changes.recv() => reload.change(together(change, &mut changes)).await,
+            () = reload.registration_ends() => {
+                // Who renews at this moment is in time.
+                if let Ok(change) = changes.try_recv() {
+                    reload.change(together(change, &mut changes)).await;
+                }
+                reload.expire().await;
+            }
             signal = signals.next() => match signal {
                 Told::Reload => {
                     reload.config_changed(true).await;
@@ -101,9 +115,16 @@ async fn serve(config: Config, source: ConfigSource, ready: impl FnOnce(Listenin
             }
         }
     }
+    drop(changes);
     let timeouts = shared.snapshot.load().config.timeouts.clone();
+    status.events.ending();
     status.ready.store(false, Relaxed);
     end(server, &shared, &phase_in, &mut signals, &timeouts).await
+}
+
+/// This change, and those that came with it.
+fn together(first: Change, more: &mut mpsc::Receiver<Change>) -> Vec<Change> {
+    std::iter::once(first).chain(std::iter::from_fn(|| more.try_recv().ok())).collect()
 }
 
 /// The folders whose changes matter.

@@ -1,10 +1,12 @@
-//! The admin listener: dashboard, metrics, and the API that shows what the proxy knows.
+//! The admin listener: dashboard, metrics, and the API that shows what the proxy knows and changes its fleet.
 //!
 //! It has its own address and never answers on the first listener. A browser on the same machine is not
 //! trusted with it: a foreign `Origin`, or a `Host` that is a name pointed at us, is refused (DNS rebinding).
 
 mod api;
+mod changes;
 mod decisions;
+mod events;
 mod metrics;
 
 use std::convert::Infallible;
@@ -14,15 +16,18 @@ use std::sync::atomic::Ordering::Relaxed;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Uri};
-use http_body_util::Full;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::spawn_local;
 
+use super::reload::Change;
 use super::status::Status;
 use crate::edge::Shared;
 
@@ -31,17 +36,21 @@ const PAGE: &str = include_str!("page.html");
 /// What the page may do: its own script and style, and ask its own server.
 const PAGE_POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; frame-ancestors 'none'";
 
-type Answer = Response<Full<Bytes>>;
+type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
-/// What the admin API shows.
+/// What the admin API shows, and whom it asks for changes.
 pub struct View {
     pub shared: Arc<Shared>,
     pub status: Arc<Status>,
+    changes: mpsc::Sender<Change>,
+    /// Places of those who listen to events.
+    listeners: Arc<Semaphore>,
 }
 
 /// Serves until the process ends.
-pub async fn serve(listener: TcpListener, shared: Arc<Shared>, status: Arc<Status>) {
-    let view = Arc::new(View { shared, status });
+pub async fn serve(listener: TcpListener, shared: Arc<Shared>, status: Arc<Status>, changes: mpsc::Sender<Change>) {
+    let listeners = Arc::new(Semaphore::new(events::LISTENERS));
+    let view = Arc::new(View { shared, status, changes, listeners });
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -53,7 +62,10 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>, status: Arc<Statu
         };
         let view = Arc::clone(&view);
         spawn_local(async move {
-            let service = service_fn(|request| std::future::ready(Ok::<_, Infallible>(answer(&view, &request))));
+            let service = service_fn(|request| {
+                let view = Arc::clone(&view);
+                async move { Ok::<_, Infallible>(answer(&view, request).await) }
+            });
             let connection =
                 http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service);
             if let Err(error) = connection.await {
@@ -63,7 +75,7 @@ pub async fn serve(listener: TcpListener, shared: Arc<Shared>, status: Arc<Statu
     }
 }
 
-fn answer(view: &View, request: &Request<Incoming>) -> Answer {
+async fn answer(view: &Arc<View>, request: Request<Incoming>) -> Answer {
     // What a scraper or a load balancer asks may be asked by any name; it shows nothing and changes nothing.
     let is_guarded = !matches!(request.uri().path(), "/metrics" | "/livez" | "/readyz");
     if let Err(why) = is_own(request.headers())
@@ -71,8 +83,11 @@ fn answer(view: &View, request: &Request<Incoming>) -> Answer {
     {
         return error(StatusCode::FORBIDDEN, "forbidden", why);
     }
+    if request.uri().path().starts_with(changes::PATH) {
+        return changes::answer(view, request).await;
+    }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        return error(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this version only shows");
+        return not_allowed("GET, HEAD");
     }
     let mut answer = match request.uri().path() {
         "/" => page(),
@@ -82,6 +97,7 @@ fn answer(view: &View, request: &Request<Incoming>) -> Answer {
         "/api/fleet" => json(StatusCode::OK, &api::fleet(view)),
         "/api/plugins" => json(StatusCode::OK, &api::plugins(view)),
         "/api/config" => json(StatusCode::OK, &api::config(view)),
+        "/api/events" => events::answer(view),
         "/api/decisions" => {
             let query = request.uri().query().unwrap_or_default();
             json(StatusCode::OK, &decisions::decisions(view, query))
@@ -131,7 +147,7 @@ fn page() -> Answer {
 }
 
 fn text(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
-    let mut answer = Response::new(Full::new(body.into()));
+    let mut answer = Response::new(Full::new(body.into()).boxed_unsync());
     *answer.status_mut() = status;
     answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     answer.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -144,6 +160,14 @@ fn json(status: StatusCode, body: &Value) -> Answer {
 
 fn error(status: StatusCode, code: &str, message: &str) -> Answer {
     json(status, &json!({"error": {"message": message, "type": "invalid_request_error", "param": null, "code": code}}))
+}
+
+/// The path takes other methods.
+fn not_allowed(methods: &'static str) -> Answer {
+    let message = format!("this path takes {methods}");
+    let mut answer = error(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", &message);
+    answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static(methods));
+    answer
 }
 
 #[cfg(test)]
