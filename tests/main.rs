@@ -18,6 +18,7 @@ mod errors;
 mod failover;
 mod faults;
 mod fleet;
+mod lifecycle;
 mod llama_cpp;
 mod metrics;
 mod names;

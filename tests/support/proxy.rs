@@ -19,6 +19,7 @@ pub struct Proxy {
     pub client: Client,
     pub listen: SocketAddr,
     pub admin: Client,
+    pub admin_address: SocketAddr,
     process: Program,
     folder: Folder,
 }
@@ -53,10 +54,15 @@ impl Proxy {
     /// `vision-proxy run` with these arguments, in this folder.
     pub async fn run(args: &[&str], folder: Folder) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vision-proxy"));
-        let mut process = Program::start("the proxy", command.arg("run").args(args).current_dir(folder.path()));
-        let (listen, admin) = addresses(&process.first_line().await);
-        let (client, admin) = (Client::http1(listen), Client::http1(admin));
-        let proxy = Self { client, listen, admin, process, folder };
+        Self::run_by(command.arg("run").args(args), folder).await
+    }
+
+    /// The proxy as this command starts it, in this folder.
+    pub async fn run_by(command: &mut Command, folder: Folder) -> Self {
+        let mut process = Program::start("the proxy", command.current_dir(folder.path()));
+        let (listen, admin_address) = addresses(&process.first_line().await);
+        let (client, admin) = (Client::http1(listen), Client::http1(admin_address));
+        let proxy = Self { client, listen, admin, admin_address, process, folder };
         proxy.knows_every_backend().await;
         proxy
     }
@@ -136,6 +142,20 @@ impl Proxy {
     /// Sends it a signal, such as `TERM`.
     pub fn signal(&self, name: &str) {
         self.process.signal(name);
+    }
+
+    /// Ends it without a word (SIGKILL).
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Another one with this configuration, on the same addresses.
+    pub async fn another(&self, config: &str) -> Self {
+        let folder = Folder::new();
+        let path = folder.write(CONFIG_FILE, config);
+        let (listen, admin) = (self.listen.to_string(), self.admin_address.to_string());
+        let path = path.to_str().expect("a path of text");
+        Self::run(&["--config", path, "--listen", &listen, "--admin", &admin], folder).await
     }
 
     /// Returns when it ended by itself.

@@ -6,11 +6,14 @@
 mod admin;
 mod build;
 mod events;
+mod handed;
+mod notify;
 mod plugins;
 mod poll;
 mod registered;
 mod reload;
 mod status;
+mod successor;
 mod watch;
 
 use std::net::SocketAddr;
@@ -19,16 +22,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use anyhow::Context;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch as phases};
 use tokio::task::LocalSet;
 use tokio::time::timeout;
 
 use crate::config::{Config, Timeouts};
-use crate::edge::{Phase, Server, Shared, bind};
+use crate::edge::{Door, Phase, Server, Shared};
 use crate::fleet::Queue;
 use crate::metrics::Metrics;
+pub use handed::Handed;
 pub use plugins::Plugins;
 use reload::{Change, Reload};
 pub use reload::{ConfigSource, first_snapshot};
@@ -45,22 +48,25 @@ pub struct Listening {
     pub admin: SocketAddr,
 }
 
-/// Runs the proxy until it is told to end. `ready` is called once, when it serves.
+/// Runs the proxy until it is told to end, on the sockets it was handed or its own. `ready` is called once, when it serves.
 ///
 /// # Errors
 /// What keeps it from starting: configuration, plugins, addresses.
-pub fn run(config: Config, source: ConfigSource, ready: impl FnOnce(Listening)) -> anyhow::Result<()> {
+pub fn run(config: Config, source: ConfigSource, handed: Handed, ready: impl FnOnce(Listening)) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    LocalSet::new().block_on(&runtime, serve(config, source, ready))
+    LocalSet::new().block_on(&runtime, serve(config, source, handed, ready))
 }
 
-async fn serve(config: Config, source: ConfigSource, ready: impl FnOnce(Listening)) -> anyhow::Result<()> {
+async fn serve(
+    config: Config,
+    source: ConfigSource,
+    handed: Handed,
+    ready: impl FnOnce(Listening),
+) -> anyhow::Result<()> {
     // Before anything else, so that a signal in the first moment ends the process in order too.
     let mut signals = Signals::new()?;
-    let traffic = bind(config.listen).with_context(|| format!("cannot listen on {}", config.listen))?;
-    let admin =
-        TcpListener::bind(config.admin).await.with_context(|| format!("cannot listen on {} (admin)", config.admin))?;
-    let listening = Listening { traffic: traffic.local_addr()?, admin: admin.local_addr()? };
+    let (traffic, admin) = doors(&config, handed)?;
+    let listening = Listening { traffic: traffic.address()?, admin: admin.address()? };
 
     let (faults_in, mut faults) = mpsc::unbounded_channel();
     let (changed_in, mut changed) = mpsc::unbounded_channel();
@@ -75,7 +81,11 @@ async fn serve(config: Config, source: ConfigSource, ready: impl FnOnce(Listenin
     let mut reload = Reload::new(Arc::clone(&shared), source.clone(), plugins, Arc::clone(&status), changed_in);
     reload.publish();
     let (changes_in, mut changes) = mpsc::channel(CHANGES);
-    tokio::task::spawn_local(admin::serve(admin, Arc::clone(&shared), Arc::clone(&status), changes_in));
+    // Now that nothing is left that could fail: who connects from here on waits for a moment, or is served by the process
+    // before this one.
+    admin.open().and_then(|()| traffic.open()).context("cannot listen")?;
+    successor::warn_of_others(listening.traffic);
+    tokio::task::spawn_local(admin::serve(admin.attended()?, Arc::clone(&shared), Arc::clone(&status), changes_in));
 
     reload.ask_first(&shared.snapshot.load_full().fleet).await;
     while changed.try_recv().is_ok() {}
@@ -83,13 +93,14 @@ async fn serve(config: Config, source: ConfigSource, ready: impl FnOnce(Listenin
     let server = Server::start(traffic, &shared, &phase)?;
     status.ready.store(true, Relaxed);
     ready(listening);
+    notify::ready();
 
     loop {
         tokio::select! {
             () = watch.changed() => {
                 reload.config_changed(false).await;
                 reload.plugins_changed().await;
-                reload.forget_drained();
+                reload.sweep();
                 watch.follow(watched(&shared, &source));
             }
             Some(report) = faults.recv() => reload.fault(report).await,
@@ -108,8 +119,10 @@ async fn serve(config: Config, source: ConfigSource, ready: impl FnOnce(Listenin
             }
             signal = signals.next() => match signal {
                 Told::Reload => {
+                    notify::reloading();
                     reload.config_changed(true).await;
                     reload.plugins_changed().await;
+                    notify::ready();
                 }
                 Told::End => break,
             }
@@ -118,8 +131,19 @@ async fn serve(config: Config, source: ConfigSource, ready: impl FnOnce(Listenin
     drop(changes);
     let timeouts = shared.snapshot.load().config.timeouts.clone();
     status.events.ending();
+    notify::stopping();
     status.ready.store(false, Relaxed);
     end(server, &shared, &phase_in, &mut signals, &timeouts).await
+}
+
+/// The sockets to listen on: handed over, or bound here.
+fn doors(config: &Config, handed: Handed) -> anyhow::Result<(Door, Door)> {
+    let of = |handed: Option<std::net::TcpListener>, address: SocketAddr, what: &str| {
+        handed
+            .map_or_else(|| Door::bind(address), Door::inherited)
+            .with_context(|| format!("cannot listen on {address}{what}"))
+    };
+    Ok((of(handed.client, config.listen, "")?, of(handed.admin, config.admin, " (admin)")?))
 }
 
 /// This change, and those that came with it.

@@ -8,6 +8,7 @@ mod answer;
 mod attempt;
 mod client;
 pub mod decisions;
+mod door;
 mod headers;
 mod journey;
 mod json;
@@ -23,5 +24,6 @@ mod snapshot;
 pub mod upstream;
 mod worker;
 
-pub use server::{Phase, Server, bind};
+pub use door::{Attended, Door};
+pub use server::{Phase, Server};
 pub use snapshot::{FaultReport, Member, Shared, Snapshot};

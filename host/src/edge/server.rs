@@ -5,7 +5,7 @@
 //! are few. A worker is one thread with one current-thread runtime; a request lives and dies on it.
 
 use std::io;
-use std::net::{SocketAddr, TcpStream as StdStream};
+use std::net::TcpStream as StdStream;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -15,19 +15,17 @@ use std::time::Duration;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
 
 use super::client::ClientStream;
+use super::door::Door;
 use super::headers;
 use super::proxy::{self, Client};
 use super::snapshot::Shared;
 use super::worker::Worker;
 
-/// Connections the kernel may hold ready for us: a burst must not be refused.
-const BACKLOG: i32 = 4096;
 /// A client that has not sent its head, or its next request, after this long is let go.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
 /// HTTP/2: how long a silent client is taken to be there, and how soon it must answer a ping.
@@ -60,30 +58,12 @@ pub struct Server {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// Binds the traffic listener; a second process may bind it too while the first drains.
-///
-/// # Errors
-/// What the system says.
-pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
-}
-
 impl Server {
     /// Starts the workers and begins to accept.
     ///
     /// # Errors
     /// Where a thread or a runtime cannot be had.
-    pub fn start(
-        listener: std::net::TcpListener,
-        shared: &Arc<Shared>,
-        phase: &watch::Receiver<Phase>,
-    ) -> io::Result<Self> {
+    pub fn start(door: Door, shared: &Arc<Shared>, phase: &watch::Receiver<Phase>) -> io::Result<Self> {
         let mut threads = Vec::new();
         let mut workers = Vec::new();
         for index in 0..shared.connections.len() {
@@ -93,7 +73,7 @@ impl Server {
             workers.push(give);
         }
         let (shared, phase) = (Arc::clone(shared), phase.clone());
-        threads.push(spawn("accept", move || accept(listener, workers, shared, phase))?);
+        threads.push(spawn("accept", move || accept(door, workers, shared, phase))?);
         Ok(Self { threads })
     }
 
@@ -117,21 +97,19 @@ fn spawn<F: Future<Output = ()> + 'static>(
 
 /// Accepts until draining begins.
 async fn accept(
-    listener: std::net::TcpListener,
+    door: Door,
     workers: Vec<mpsc::UnboundedSender<StdStream>>,
     shared: Arc<Shared>,
     mut phase: watch::Receiver<Phase>,
 ) {
-    let listener = match TcpListener::from_std(listener) {
-        Ok(listener) => listener,
+    let door = match door.attended() {
+        Ok(door) => door,
         Err(error) => return tracing::error!("cannot listen: {error}"),
     };
     loop {
         let accepted = tokio::select! {
-            // First, so that who was let in before the end is served: until nobody stands at the door.
-            biased;
-            accepted = listener.accept() => accepted.and_then(|(stream, _)| stream.into_std()),
-            _ = phase.wait_for(|phase| *phase > Phase::Serving) => return,
+            accepted = door.accept() => accepted.and_then(TcpStream::into_std),
+            _ = phase.wait_for(|phase| *phase > Phase::Serving) => break,
         };
         match accepted {
             Ok(stream) => give(stream, &workers, &shared),
@@ -142,6 +120,12 @@ async fn accept(
             }
         }
     }
+    door.close(|stream| {
+        if let Ok(stream) = stream.into_std() {
+            give(stream, &workers, &shared);
+        }
+    })
+    .await;
 }
 
 fn give(stream: StdStream, workers: &[mpsc::UnboundedSender<StdStream>], shared: &Shared) {

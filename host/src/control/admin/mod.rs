@@ -23,13 +23,14 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::spawn_local;
 
 use super::reload::Change;
 use super::status::Status;
-use crate::edge::Shared;
+use super::successor;
+use crate::edge::{Attended, Shared};
 
 /// The live page; it asks the API for everything it shows.
 const PAGE: &str = include_str!("page.html");
@@ -47,31 +48,42 @@ pub struct View {
     listeners: Arc<Semaphore>,
 }
 
-/// Serves until the process ends.
-pub async fn serve(listener: TcpListener, shared: Arc<Shared>, status: Arc<Status>, changes: mpsc::Sender<Change>) {
+/// Serves until the process ends, or until it is about to and another process listens on this port too.
+pub async fn serve(door: Attended, shared: Arc<Shared>, status: Arc<Status>, changes: mpsc::Sender<Change>) {
     let listeners = Arc::new(Semaphore::new(events::LISTENERS));
     let view = Arc::new(View { shared, status, changes, listeners });
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let accepted = tokio::select! {
+            accepted = door.accept() => accepted,
+            () = successor::listens(&door, &view.shared.draining) => break,
+        };
+        match accepted {
+            Ok(stream) => drop(spawn_local(connection(stream, Arc::clone(&view)))),
             Err(error) => {
                 tracing::warn!("cannot accept (admin): {error}");
                 tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-                continue;
             }
-        };
+        }
+    }
+    tracing::info!("another process listens on the admin port: it is left to it");
+    door.close(|stream| drop(spawn_local(connection(stream, Arc::clone(&view))))).await;
+}
+
+async fn connection(stream: TcpStream, view: Arc<View>) {
+    let service = service_fn(|request| {
         let view = Arc::clone(&view);
-        spawn_local(async move {
-            let service = service_fn(|request| {
-                let view = Arc::clone(&view);
-                async move { Ok::<_, Infallible>(answer(&view, request).await) }
-            });
-            let connection =
-                http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service);
-            if let Err(error) = connection.await {
-                tracing::debug!("admin connection ended: {error}");
+        async move {
+            let mut answer = answer(&view, request).await;
+            if view.shared.draining.load(Relaxed) {
+                // Whoever asks again shall find the process that comes after this one.
+                answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
-        });
+            Ok::<_, Infallible>(answer)
+        }
+    });
+    let connection = http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = connection.await {
+        tracing::debug!("admin connection ended: {error}");
     }
 }
 

@@ -50,8 +50,14 @@ impl Reload {
         let _ = timeout(FIRST_POLLS, asked.recv()).await;
     }
 
+    /// What is to be done now and then: idle connections of the pollers are looked through, removed backends forgotten.
+    pub fn sweep(&mut self) {
+        self.pool.sweep();
+        self.forget_drained();
+    }
+
     /// Lets go of removed backends that hold no request any more.
-    pub fn forget_drained(&mut self) {
+    fn forget_drained(&mut self) {
         self.retired.retain(|gone| {
             let is_drained = gone.backend.in_flight() == 0;
             if is_drained {
