@@ -21,6 +21,7 @@ mod fleet;
 mod lifecycle;
 mod llama_cpp;
 mod metrics;
+mod named_backends;
 mod names;
 mod plugins;
 mod queue;

@@ -126,12 +126,13 @@ impl Reload {
         status: Arc<Status>,
         changed: mpsc::UnboundedSender<FleetChanged>,
     ) -> Self {
+        let pool = Rc::new(Pool::new(Arc::clone(&shared.names)));
         Self {
             shared,
             source,
             plugins,
             status,
-            pool: Rc::default(),
+            pool,
             polling: HashMap::new(),
             retired: Vec::new(),
             registered: Registered::default(),

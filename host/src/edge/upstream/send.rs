@@ -74,11 +74,11 @@ pub async fn send(
     fresh: bool,
 ) -> Result<Answer, Failure> {
     let (id, url) = backend;
-    let idle = if fresh { None } else { pool.take(id) };
+    let idle = if fresh { None } else { pool.take(id, url) };
     let (kept, idle) = idle.unzip();
     let mut stream = match kept {
         Some(stream) => stream,
-        None => timeout(timeouts.connect, pool::connect(url))
+        None => timeout(timeouts.connect, pool::connect(pool, url))
             .await
             .map_err(|_| Failure::ConnectTimeout)?
             .map_err(unconnected)?,
