@@ -265,8 +265,7 @@ async fn whoever_got_through_the_door_in_time_is_served() {
         connections.push(Raw::connect(proxy.listen).await);
     }
     proxy.signal("TERM");
-    eventually("it takes no new connection", async || tokio::net::TcpStream::connect(proxy.listen).await.is_err())
-        .await;
+    eventually("it drains", async || proxy.output().contains("draining for at most")).await;
     for mut connection in connections {
         connection.send(sized_request(CHAT, &chat_body().to_string())).await;
         connection.reply().await.ok();

@@ -71,3 +71,28 @@ fn no_file_outgrows_one_idea() {
         assert!(lines <= LONGEST_FILE, "{}: {lines} lines before its tests", path.display());
     }
 }
+
+/// Where the wall clock is read: to print a date, or to understand one. It may jump, so nothing waits by it.
+const DATES: [&str; 13] = [
+    "cli/simulate_backend",
+    "control/admin/api.rs",
+    "control/admin/decisions.rs",
+    "control/admin/events.rs",
+    "control/admin/metrics/gauges.rs",
+    "control/reload.rs",
+    "control/status.rs",
+    "edge/attempt.rs",
+    "edge/retry.rs",
+    "fleet/backend/told.rs",
+    "fleet/known.rs",
+    "plugin/compile.rs",
+    "plugin/version.rs",
+];
+
+#[test]
+fn the_wall_clock_is_read_for_dates_alone() {
+    for path in sources(&host()).into_iter().filter(|path| text(path).contains("SystemTime")) {
+        let inside = path.strip_prefix(host()).expect("a file of the host");
+        assert!(DATES.iter().any(|known| inside.starts_with(known)), "{}: take tokio::time::Instant", path.display());
+    }
+}

@@ -19,6 +19,7 @@ pub struct Proxy {
     pub client: Client,
     pub listen: SocketAddr,
     pub admin: Client,
+    pub admin_address: SocketAddr,
     process: Program,
     folder: Folder,
 }
@@ -53,8 +54,7 @@ impl Proxy {
     /// `vision-proxy run` with these arguments, in this folder.
     pub async fn run(args: &[&str], folder: Folder) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vision-proxy"));
-        command.arg("run").args(args);
-        Self::by(command, folder).await
+        Self::run_by(command.arg("run").args(args), folder).await
     }
 
     /// The same with a shell's limits set before, such as `ulimit -n 64`.
@@ -63,15 +63,15 @@ impl Proxy {
         let path = folder.write(CONFIG_FILE, format!("{ANY_PORT}{config}"));
         let mut command = Command::new("sh");
         let run = format!("{limits} && exec \"$0\" run --config \"$1\"");
-        command.args(["-c", &run, env!("CARGO_BIN_EXE_vision-proxy")]).arg(&path);
-        Self::by(command, folder).await
+        Self::run_by(command.args(["-c", &run, env!("CARGO_BIN_EXE_vision-proxy")]).arg(&path), folder).await
     }
 
-    async fn by(mut command: Command, folder: Folder) -> Self {
+    /// The proxy as this command starts it, in this folder.
+    pub async fn run_by(command: &mut Command, folder: Folder) -> Self {
         let mut process = Program::start("the proxy", command.current_dir(folder.path()));
-        let (listen, admin) = addresses(&process.first_line().await);
-        let (client, admin) = (Client::http1(listen), Client::http1(admin));
-        let proxy = Self { client, listen, admin, process, folder };
+        let (listen, admin_address) = addresses(&process.first_line().await);
+        let (client, admin) = (Client::http1(listen), Client::http1(admin_address));
+        let proxy = Self { client, listen, admin, admin_address, process, folder };
         proxy.knows_every_backend().await;
         proxy
     }
@@ -170,6 +170,20 @@ impl Proxy {
     /// Sends it a signal, such as `TERM`.
     pub fn signal(&self, name: &str) {
         self.process.signal(name);
+    }
+
+    /// Ends it without a word (SIGKILL).
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Another one with this configuration, on the same addresses.
+    pub async fn another(&self, config: &str) -> Self {
+        let folder = Folder::new();
+        let path = folder.write(CONFIG_FILE, config);
+        let (listen, admin) = (self.listen.to_string(), self.admin_address.to_string());
+        let path = path.to_str().expect("a path of text");
+        Self::run(&["--config", path, "--listen", &listen, "--admin", &admin], folder).await
     }
 
     /// Returns when it ended by itself.

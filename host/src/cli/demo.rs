@@ -9,7 +9,7 @@ use anyhow::Context;
 use serde_json::{Value, json};
 
 use crate::config::{self, Overrides};
-use crate::control::{self, ConfigSource, Listening};
+use crate::control::{self, ConfigSource, Handed, Listening};
 
 /// Try it: three simulated GPU servers, the proxy before them, and the dashboard, all on this machine.
 ///
@@ -44,7 +44,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let overrides =
         Overrides { listen: Some(free(args.listen)?), admin: Some(free(args.admin)?), ..Overrides::default() };
     let config = config::parse(&configuration(&servers), None, &overrides)?;
-    control::run(config, ConfigSource { path: None, overrides }, |listening| {
+    control::run(config, ConfigSource { path: None, overrides }, Handed::default(), |listening| {
         super::run::announce(listening);
         // The proxy needs this thread.
         std::thread::spawn(move || {

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::config::{self, Config, Overrides};
-use crate::control::{self, ConfigSource, Listening};
+use crate::control::{self, ConfigSource, Handed, Listening};
 
 /// Serve: take requests, and send each to a backend that has room.
 ///
@@ -15,6 +15,11 @@ use crate::control::{self, ConfigSource, Listening};
 ///
 /// When it serves, one line goes to standard output:
 ///   ready listen=http://127.0.0.1:8080 admin=http://127.0.0.1:9901
+///
+/// Sockets handed over by systemd (LISTEN_FDS) take the place of both addresses: they are told apart by the names `client`
+/// and `admin`, else the first is for applications. Readiness is told where NOTIFY_SOCKET says so.
+///
+/// A second process may start on the same addresses before this one is told to end: no connection is refused.
 ///
 /// Signals: TERM and INT end it in order (a second one at once), HUP reads the configuration again.
 #[derive(Debug, clap::Args)]
@@ -65,11 +70,13 @@ fn explained(mistakes: config::Mistakes) -> anyhow::Error {
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
     super::logging::start();
-    let (config, source) = args.source.load(args.listen, args.admin)?;
+    let handed = Handed::take()?;
+    let (listen, admin) = handed.addresses()?;
+    let (config, source) = args.source.load(listen.or(args.listen), admin.or(args.admin))?;
     if config.keys.is_empty() && !config.listen.ip().to_canonical().is_loopback() {
         tracing::warn!(listen = %config.listen, "no [[keys]] are configured: whoever reaches this address may ask");
     }
-    control::run(config, source, |listening| {
+    control::run(config, source, handed, |listening| {
         // On a thread of its own: a full pipe that nobody reads shall hold up nothing.
         std::thread::spawn(move || announce(listening));
     })

@@ -23,10 +23,11 @@ pub(super) fn read(
     typed: Vec<file::Backend>,
     options: &[String],
 ) -> Vec<BackendConfig> {
-    if typed.is_empty() && options.is_empty() && findings.is_sound("backends") {
+    // An empty list that was written is meant: they will be registered.
+    if typed.is_empty() && options.is_empty() && findings.line("backends").is_none() {
         findings.add(
             "backends",
-            "there are none; give --backend http://HOST:PORT, or write [[backends]] and url = \"http://HOST:PORT\" to the file (--config FILE)",
+            "there are none; give --backend http://HOST:PORT, or write [[backends]] and url = \"http://HOST:PORT\" to the file (--config FILE); backends = [] where they register themselves",
         );
     }
     let mut list = List { findings, folder, names: BTreeMap::new(), urls: BTreeMap::new() };

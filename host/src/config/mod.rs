@@ -12,6 +12,7 @@ mod meaning;
 mod names;
 mod networks;
 mod notation;
+mod registration;
 mod secret;
 mod suggest;
 mod url;
@@ -27,6 +28,7 @@ use subtle::ConstantTimeEq;
 
 pub use access::{ImagePolicy, Images, KeyConfig};
 pub use meaning::{Overrides, find, load, parse};
+pub use registration::{Registration, registration};
 pub use url::UrlMistake;
 
 /// A complete, valid configuration.
@@ -674,10 +676,11 @@ mod tests {
 
     #[test]
     fn without_backends_it_says_how_to_add_one() {
-        for text in ["", "backends = []", "workers = 1"] {
-            let line = (text == "backends = []").then_some(1);
-            assert_one(text, "backends", line, "give --backend http://HOST:PORT, or write [[backends]]");
+        for text in ["", "workers = 1"] {
+            assert_one(text, "backends", None, "give --backend http://HOST:PORT, or write [[backends]]");
         }
+        let registered = parse("backends = []", None, &Overrides::default());
+        assert_eq!(registered.map(|config| config.backends), Ok(Vec::new()), "an empty list is meant");
     }
 
     #[test]

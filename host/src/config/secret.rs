@@ -56,7 +56,11 @@ pub(super) fn fetch(source: &SecretSource, folder: &Path) -> Result<Secret, Stri
             (text, format!("the environment variable {name}"))
         }
     };
-    let secret = text.trim_end_matches(['\r', '\n']);
+    checked(text.trim_end_matches(['\r', '\n']), &place)
+}
+
+/// A secret that was found at `place`. The error says what is wrong with it and does not quote it.
+pub(super) fn checked(secret: &str, place: &str) -> Result<Secret, String> {
     if secret.is_empty() {
         return Err(format!("{place} is empty"));
     }

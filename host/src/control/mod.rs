@@ -5,10 +5,15 @@
 
 mod admin;
 mod build;
+mod events;
+mod handed;
+mod notify;
 mod plugins;
 mod poll;
+mod registered;
 mod reload;
 mod status;
+mod successor;
 mod watch;
 
 use std::net::SocketAddr;
@@ -17,21 +22,24 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use anyhow::Context;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch as phases};
 use tokio::task::LocalSet;
 use tokio::time::timeout;
 
 use crate::config::{Config, Timeouts};
-use crate::edge::{Phase, Server, Shared, bind, descriptors};
+use crate::edge::{Door, Phase, Server, Shared, descriptors};
 use crate::fleet::Queue;
 use crate::metrics::Metrics;
+pub use handed::Handed;
 pub use plugins::Plugins;
-use reload::Reload;
+use reload::{Change, Reload};
 pub use reload::{ConfigSource, first_snapshot};
 use status::Status;
 use watch::{Watch, folder_of};
+
+/// Changes through the admin API that may wait to be made; who comes then is told to come again.
+const CHANGES: usize = 1024;
 
 /// Where a started proxy listens.
 #[derive(Debug, Clone, Copy)]
@@ -40,23 +48,26 @@ pub struct Listening {
     pub admin: SocketAddr,
 }
 
-/// Runs the proxy until it is told to end. `ready` is called once, when it serves.
+/// Runs the proxy until it is told to end, on the sockets it was handed or its own. `ready` is called once, when it serves.
 ///
 /// # Errors
 /// What keeps it from starting: configuration, plugins, addresses.
-pub fn run(config: Config, source: ConfigSource, ready: impl FnOnce(Listening)) -> anyhow::Result<()> {
+pub fn run(config: Config, source: ConfigSource, handed: Handed, ready: impl FnOnce(Listening)) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    LocalSet::new().block_on(&runtime, serve(config, source, ready))
+    LocalSet::new().block_on(&runtime, serve(config, source, handed, ready))
 }
 
-async fn serve(config: Config, source: ConfigSource, ready: impl FnOnce(Listening)) -> anyhow::Result<()> {
+async fn serve(
+    config: Config,
+    source: ConfigSource,
+    handed: Handed,
+    ready: impl FnOnce(Listening),
+) -> anyhow::Result<()> {
     // Before anything else, so that a signal in the first moment ends the process in order too.
     let mut signals = Signals::new()?;
     descriptors::raise_limit();
-    let traffic = bind(config.listen).with_context(|| format!("cannot listen on {}", config.listen))?;
-    let admin =
-        TcpListener::bind(config.admin).await.with_context(|| format!("cannot listen on {} (admin)", config.admin))?;
-    let listening = Listening { traffic: traffic.local_addr()?, admin: admin.local_addr()? };
+    let (traffic, admin) = doors(&config, handed)?;
+    let listening = Listening { traffic: traffic.address()?, admin: admin.address()? };
 
     let (faults_in, mut faults) = mpsc::unbounded_channel();
     let (changed_in, mut changed) = mpsc::unbounded_channel();
@@ -73,7 +84,12 @@ async fn serve(config: Config, source: ConfigSource, ready: impl FnOnce(Listenin
     plugins.give_way();
     let mut reload = Reload::new(Arc::clone(&shared), source.clone(), plugins, Arc::clone(&status), changed_in);
     reload.publish();
-    tokio::task::spawn_local(admin::serve(admin, Arc::clone(&shared), Arc::clone(&status)));
+    let (changes_in, mut changes) = mpsc::channel(CHANGES);
+    // Now that nothing is left that could fail: who connects from here on waits for a moment, or is served by the process
+    // before this one.
+    admin.open().and_then(|()| traffic.open()).context("cannot listen")?;
+    successor::warn_of_others(listening.traffic);
+    tokio::task::spawn_local(admin::serve(admin.attended()?, Arc::clone(&shared), Arc::clone(&status), changes_in));
 
     reload.ask_first(&shared.snapshot.load_full().fleet).await;
     while changed.try_recv().is_ok() {}
@@ -81,13 +97,14 @@ async fn serve(config: Config, source: ConfigSource, ready: impl FnOnce(Listenin
     let server = Server::start(traffic, &shared, &phase)?;
     status.ready.store(true, Relaxed);
     ready(listening);
+    notify::ready();
 
     loop {
         tokio::select! {
             () = watch.changed() => {
                 reload.config_changed(false).await;
                 reload.plugins_changed().await;
-                reload.let_go();
+                reload.sweep();
                 watch.follow(watched(&shared, &source));
             }
             Some(()) = compiled.recv() => {
@@ -100,18 +117,46 @@ async fn serve(config: Config, source: ConfigSource, ready: impl FnOnce(Listenin
                 while changed.try_recv().is_ok() {}
                 reload.fleet_changed().await;
             }
+            Some(change) = changes.recv() => reload.change(together(change, &mut changes)).await,
+            () = reload.registration_ends() => {
+                // Who renews at this moment is in time.
+                if let Ok(change) = changes.try_recv() {
+                    reload.change(together(change, &mut changes)).await;
+                }
+                reload.expire().await;
+            }
             signal = signals.next() => match signal {
                 Told::Reload => {
+                    notify::reloading();
                     reload.config_changed(true).await;
                     reload.plugins_changed().await;
+                    notify::ready();
                 }
                 Told::End => break,
             }
         }
     }
+    drop(changes);
     let timeouts = shared.snapshot.load().config.timeouts.clone();
+    status.events.ending();
+    notify::stopping();
     status.ready.store(false, Relaxed);
     end(server, &shared, &phase_in, &mut signals, &timeouts).await
+}
+
+/// The sockets to listen on: handed over, or bound here.
+fn doors(config: &Config, handed: Handed) -> anyhow::Result<(Door, Door)> {
+    let of = |handed: Option<std::net::TcpListener>, address: SocketAddr, what: &str| {
+        handed
+            .map_or_else(|| Door::bind(address), Door::inherited)
+            .with_context(|| format!("cannot listen on {address}{what}"))
+    };
+    Ok((of(handed.client, config.listen, "")?, of(handed.admin, config.admin, " (admin)")?))
+}
+
+/// This change, and those that came with it.
+fn together(first: Change, more: &mut mpsc::Receiver<Change>) -> Vec<Change> {
+    std::iter::once(first).chain(std::iter::from_fn(|| more.try_recv().ok())).collect()
 }
 
 /// The folders whose changes matter.

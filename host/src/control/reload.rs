@@ -1,29 +1,31 @@
 //! Everything that changes while the proxy runs: configuration, fleet, plugins. Each change builds a whole new
 //! snapshot and swaps it in once, or is refused as a whole and leaves everything as it was.
 
-use std::collections::{BTreeMap, HashMap};
+mod changes;
+mod fleet;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use http::HeaderValue;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::build::{self, NotStarted, Parts};
 use super::plugins::{Plugins, is_active, mistake};
-use super::poll::{self, FleetChanged, Polling};
+use super::poll::{FleetChanged, Polling};
+use super::registered::Registered;
 use super::status::Status;
 use crate::config::{self, BackendConfig, Config, Mistake, Mistakes, Overrides};
 use crate::edge::upstream::Pool;
 use crate::edge::{FaultReport, Keyring, Member, Shared, Snapshot};
 use crate::fleet::{Backend, Queue};
 use crate::plugin::{Kind, Strikes, Version, What};
-
-/// A new backend gets requests after it has been asked once, or after this long.
-const FIRST_POLLS: Duration = Duration::from_secs(2);
+pub use changes::{Change, Changed, Refused, Wish};
 
 /// Where the configuration comes from.
 #[derive(Debug, Clone)]
@@ -41,17 +43,22 @@ impl ConfigSource {
     }
 }
 
-/// The fleet a configuration asks for, keeping the backends that live already: those in use, and those that left
+/// The fleet that configuration and registrations ask for, keeping the backends that live already: those in use, and those that left
 /// and still hold requests, whose slots are not free because a file says so.
 ///
 /// # Errors
 /// Keys that cannot be sent.
-fn members(config: &Config, alive: &[Member], retired: &[Member], queue: &Arc<Queue>) -> Result<Vec<Member>, Mistakes> {
+fn members(
+    config: &Config,
+    registered: &Registered,
+    living: [&[Member]; 2],
+    queue: &Arc<Queue>,
+) -> Result<Vec<Member>, Mistakes> {
     let mut mistakes = Vec::new();
     let mut member = |(at, backend): (usize, &BackendConfig)| {
-        let living = alive
+        let living = living
             .iter()
-            .chain(retired)
+            .flat_map(|members| members.iter())
             .map(|member| &member.backend)
             .find(|living| *living.name == *backend.name && living.url == backend.url);
         let authorization = backend.api_key.as_ref().and_then(|key| {
@@ -70,7 +77,7 @@ fn members(config: &Config, alive: &[Member], retired: &[Member], queue: &Arc<Qu
         let backend_of = || Backend::new(&backend.name, backend.url.clone(), Arc::clone(queue));
         Member { backend: living.cloned().unwrap_or_else(backend_of), config: Arc::new(backend.clone()), authorization }
     };
-    let fleet = config.backends.iter().enumerate().map(&mut member).collect();
+    let fleet = config.backends.iter().chain(registered.backends()).enumerate().map(&mut member).collect();
     if mistakes.is_empty() { Ok(fleet) } else { Err(Mistakes { path: None, all: mistakes }) }
 }
 
@@ -80,7 +87,7 @@ fn members(config: &Config, alive: &[Member], retired: &[Member], queue: &Arc<Qu
 /// What is wrong with plugins or keys, as mistakes of the configuration.
 pub fn first_snapshot(config: Config, plugins: &Plugins, queue: &Arc<Queue>) -> Result<Snapshot, Mistakes> {
     let (policy, translator) = plugins.active(&config)?;
-    let fleet = members(&config, &[], &[], queue)?;
+    let fleet = members(&config, &Registered::default(), [&[], &[]], queue)?;
     for member in &fleet {
         member.backend.configure(member.config.slots, member.config.engine, &config.capacity);
     }
@@ -100,6 +107,9 @@ pub struct Reload {
     changed: mpsc::UnboundedSender<FleetChanged>,
     /// Removed backends that still hold requests.
     retired: Vec<Member>,
+    registered: Registered,
+    /// Names of backends of the fleet that somebody wants empty.
+    drained: BTreeSet<String>,
     /// Earlier snapshots that workers may have: whoever lets go last frees plugin instances, and no worker has time for that.
     past: Vec<Arc<Snapshot>>,
     /// Recent faults, by plugin name and content.
@@ -114,14 +124,17 @@ impl Reload {
         status: Arc<Status>,
         changed: mpsc::UnboundedSender<FleetChanged>,
     ) -> Self {
+        let pool = Rc::new(Pool::new(Arc::clone(&shared.names)));
         Self {
             shared,
             source,
             plugins,
             status,
-            pool: Rc::default(),
+            pool,
             polling: HashMap::new(),
             retired: Vec::new(),
+            registered: Registered::default(),
+            drained: BTreeSet::new(),
             past: Vec::new(),
             changed,
             strikes: BTreeMap::new(),
@@ -170,86 +183,13 @@ impl Reload {
                 })
                 .await;
         }
-        let fleet = members(&config, &old.fleet, &self.retired, &self.shared.queue)?;
-        let config = Arc::new(config);
-        self.ask_first(&fleet).await;
-        let swapped = self.swap(Arc::clone(&config), fleet.clone()).await;
-        match swapped {
-            Ok(()) => self.take_effect(&config, &fleet, &old.fleet),
-            Err(_) => self.poll_only(&old.fleet),
+        let mut registered = self.registered.clone();
+        let listed = registered.yield_to(&config.backends);
+        self.adopt(Arc::new(config), registered).await?;
+        for name in listed {
+            self.status.events.fleet(&name, "is the configuration's from now on");
         }
-        swapped
-    }
-
-    /// Asks each new backend once, for a bounded time: what it serves must be known before requests come for it.
-    pub async fn ask_first(&mut self, fleet: &[Member]) {
-        let (first, mut asked) = mpsc::unbounded_channel();
-        let config = Arc::clone(&self.shared.snapshot.load().config);
-        for member in fleet.iter().filter(|member| member.backend.is_unknown()) {
-            member.backend.configure(member.config.slots, member.config.engine, &config.capacity);
-            self.poll(member, &first);
-        }
-        drop(first);
-        // Nothing is ever sent: the channel closes when the last poller lets go of it.
-        let _ = timeout(FIRST_POLLS, asked.recv()).await;
-    }
-
-    /// Lets go of removed backends that hold no request any more, and of snapshots that no worker has.
-    pub fn let_go(&mut self) {
-        self.past.retain(|snapshot| Arc::strong_count(snapshot) > 1);
-        self.retired.retain(|gone| {
-            let is_drained = gone.backend.in_flight() == 0;
-            if is_drained {
-                tracing::info!(backend = %gone.backend.name, "drained");
-            }
-            !is_drained
-        });
-        self.status.retired.store(Arc::new(self.retired.clone()));
-    }
-
-    /// Polls exactly these from now on.
-    fn poll_only(&mut self, fleet: &[Member]) {
-        self.polling.retain(|id, _| fleet.iter().any(|member| member.backend.id == *id));
-        let (first, _) = mpsc::unbounded_channel();
-        for member in fleet {
-            self.poll(member, &first);
-        }
-    }
-
-    fn poll(&mut self, member: &Member, first: &mpsc::UnboundedSender<()>) {
-        let start = || {
-            poll::start(
-                member.clone(),
-                Arc::clone(&self.shared),
-                Rc::clone(&self.pool),
-                first.clone(),
-                self.changed.clone(),
-            )
-        };
-        self.polling.entry(member.backend.id).or_insert_with(start);
-    }
-
-    /// What lives outside the snapshot follows it.
-    fn take_effect(&mut self, config: &Config, fleet: &[Member], old: &[Member]) {
-        self.shared.queue.resize(config.queue.size, config.queue.bytes);
-        self.shared.bodies.resize(config.limits.bodies_in_flight_bytes);
-        for member in fleet {
-            member.backend.configure(member.config.slots, member.config.engine, &config.capacity);
-            let is_other = |old: &Member| old.config != member.config || old.authorization != member.authorization;
-            if old.iter().any(|old| old.backend.id == member.backend.id && is_other(old)) {
-                // Polled anew, with what is configured now.
-                self.polling.remove(&member.backend.id);
-            }
-        }
-        for gone in old.iter().filter(|old| !is_in(fleet, old)) {
-            tracing::info!(backend = %gone.backend.name, in_flight = gone.backend.in_flight(), "removed: draining");
-            gone.backend.drain();
-            self.retired.push(gone.clone());
-        }
-        self.retired.retain(|gone| !is_in(fleet, gone));
-        self.let_go();
-        self.shared.queue.release_stranded();
-        self.poll_only(fleet);
+        Ok(())
     }
 
     /// Looks at the plugin folder; what is new and active is swapped in.
@@ -301,6 +241,7 @@ impl Reload {
 
     async fn roll_back(&mut self, version: &Arc<Version>, why: &str) {
         tracing::error!(plugin = %version.name, sha256 = version.sha256, "rolled back after repeated faults: {why}");
+        self.status.events.plugin(&version.name, "rolled back", why);
         let (version, why) = (Arc::clone(version), why.to_owned());
         self.plugins.with(move |plugins| plugins.roll_back(&version, &why)).await;
         self.swap_plugins().await;

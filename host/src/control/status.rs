@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
+use tokio::time::Instant;
 
+use super::events::Events;
 use crate::config::Mistakes;
 use crate::edge::Member;
 use crate::plugin::Row;
@@ -21,9 +23,14 @@ pub struct Status {
     pub plugins: ArcSwap<Vec<Row>>,
     /// Removed backends that still hold requests.
     pub retired: ArcSwap<Vec<Member>>,
+    /// Backends that were registered, and until when they are there; `None`: until they are deleted.
+    pub registered: ArcSwap<BTreeMap<String, Option<Instant>>>,
+    pub events: Events,
     /// Every backend has been polled once and workers accept.
     pub ready: AtomicBool,
     pub started_at: SystemTime,
+    /// The configuration file, where there is one.
+    pub config_path: Option<PathBuf>,
     reloads: Mutex<Reloads>,
 }
 
@@ -70,8 +77,11 @@ impl Status {
         Arc::new(Self {
             plugins: ArcSwap::default(),
             retired: ArcSwap::default(),
+            registered: ArcSwap::default(),
+            events: Events::default(),
             ready: AtomicBool::new(false),
             started_at,
+            config_path: path.map(Path::to_owned),
             reloads: Mutex::new(reloads),
         })
     }
@@ -91,22 +101,26 @@ impl Status {
         reloads.config_generation += 1;
         reloads.config_loaded_at = Some(at);
         reloads.config_mistakes = None;
+        self.events.config_loaded();
     }
 
     pub fn config_refused(&self, mistakes: &Mistakes) {
         let mut reloads = self.reloads();
         reloads.config_refused += 1;
         reloads.config_mistakes = Some(mistakes.clone());
+        self.events.config_refused(mistakes);
     }
 
     pub fn plugin_reloaded(&self, name: &str, good: bool) {
         let mut reloads = self.reloads();
         let tally = reloads.tally(name);
         *(if good { &mut tally.swapped } else { &mut tally.refused }) += 1;
+        self.events.plugin(name, if good { "swapped" } else { "refused" }, "");
     }
 
     pub fn plugin_fault(&self, name: &str, reason: &'static str) {
         *self.reloads().tally(name).faults.entry(reason).or_default() += 1;
+        self.events.plugin(name, "fault", reason);
     }
 
     pub fn is_ready(&self) -> bool {

@@ -5,11 +5,13 @@
 //! snapshot; nothing here stores one.
 
 mod access;
+mod admission;
 mod answer;
 mod attempt;
 mod client;
 pub mod decisions;
 pub mod descriptors;
+mod door;
 mod forwarded;
 mod head;
 mod headers;
@@ -29,5 +31,6 @@ pub mod upstream;
 mod worker;
 
 pub use access::Keyring;
-pub use server::{Phase, Server, bind};
+pub use door::{Attended, Door};
+pub use server::{Phase, Server};
 pub use snapshot::{FaultReport, Member, Shared, Snapshot};

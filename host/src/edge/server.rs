@@ -4,8 +4,8 @@
 //! connections uses every core: `SO_REUSEPORT` spreads by hash, which leaves workers idle when connections
 //! are few. A worker is one thread with one current-thread runtime; a request lives and dies on it.
 
-use std::io::{self, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream as StdStream};
+use std::io;
+use std::net::TcpStream as StdStream;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -15,33 +15,27 @@ use std::time::Duration;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::task::LocalSet;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
+use super::admission::Admission;
 use super::client::ClientStream;
-use super::descriptors::{self, Spare};
+use super::descriptors;
+use super::door::Door;
 use super::forwarded::Peer;
 use super::proxy::{self, Client};
 use super::snapshot::Shared;
 use super::streams::Streams;
 use super::worker::Worker;
 
-/// Connections the kernel may hold ready for us: a burst must not be refused.
-const BACKLOG: i32 = 4096;
 /// A client that sends no request for so long is let go.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
-/// A peer that has gone without a word is found out by probes, where nothing is on its way that it should acknowledge.
-const PROBE_AFTER: Duration = Duration::from_secs(15);
-const PROBE_EVERY: Duration = Duration::from_secs(5);
 /// Largest head of a request: more than any client sends, and bounded.
 const HEAD_LIMIT: usize = 32 * 1024;
 /// What a connection may hold in memory each way, for a client that does not read, or a body that is read on.
 const BUFFER_LIMIT: usize = 64 * 1024;
-/// Between two words in the log that clients are turned away.
-const REFUSALS_TOLD_EVERY: Duration = Duration::from_secs(10);
 /// HTTP/2: how long a silent client is taken to be there, and how soon it must answer a ping.
 const PING_EVERY: Duration = Duration::from_secs(20);
 /// HTTP/2: requests of one connection at once (the advice of Envoy's edge guide).
@@ -51,8 +45,6 @@ const STREAM_WINDOW: u32 = 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// How often idle connections to backends are looked through.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
-/// Without descriptors: how long until the next look.
-const SHORT_WHILE: Duration = Duration::from_millis(20);
 /// Draining: how long a connection that has said nothing yet may take to say something.
 const FIRST_WORD: Duration = Duration::from_secs(1);
 /// How long an answer that is cut may take to say so.
@@ -74,33 +66,12 @@ pub struct Server {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// Binds the traffic listener; a second process may bind it too while the first drains.
-///
-/// # Errors
-/// What the system says.
-pub fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
-    socket.set_nonblocking(true)?;
-    // Connections inherit these from the socket that accepts them. Small answers and events leave at once.
-    socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(PROBE_AFTER).with_interval(PROBE_EVERY).with_retries(3))?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
-}
-
 impl Server {
     /// Starts the workers and begins to accept.
     ///
     /// # Errors
     /// Where a thread or a runtime cannot be had.
-    pub fn start(
-        listener: std::net::TcpListener,
-        shared: &Arc<Shared>,
-        phase: &watch::Receiver<Phase>,
-    ) -> io::Result<Self> {
+    pub fn start(door: Door, shared: &Arc<Shared>, phase: &watch::Receiver<Phase>) -> io::Result<Self> {
         let mut threads = Vec::new();
         let mut workers = Vec::new();
         for index in 0..shared.connections.len() {
@@ -110,7 +81,7 @@ impl Server {
             workers.push(give);
         }
         let (shared, phase) = (Arc::clone(shared), phase.clone());
-        threads.push(spawn("accept", move || accept(listener, workers, shared, phase))?);
+        threads.push(spawn("accept", move || accept(door, workers, shared, phase))?);
         Ok(Self { threads })
     }
 
@@ -134,87 +105,33 @@ fn spawn<F: Future<Output = ()> + 'static>(
 
 /// Accepts until draining begins.
 async fn accept(
-    listener: std::net::TcpListener,
+    door: Door,
     workers: Vec<mpsc::UnboundedSender<StdStream>>,
     shared: Arc<Shared>,
     mut phase: watch::Receiver<Phase>,
 ) {
-    let listener = match TcpListener::from_std(listener) {
-        Ok(listener) => listener,
+    let door = match door.attended() {
+        Ok(door) => door,
         Err(error) => return tracing::error!("cannot listen: {error}"),
     };
-    let mut door = Door::new(descriptors::client_limit());
+    let mut admission = Admission::new(descriptors::client_limit());
     loop {
         let accepted = tokio::select! {
-            // First, so that who was let in before the end is served: until nobody stands at the door.
-            biased;
-            accepted = listener.accept() => accepted.and_then(|(stream, _)| stream.into_std()),
-            _ = phase.wait_for(|phase| *phase > Phase::Serving) => return,
+            accepted = door.accept() => accepted.and_then(TcpStream::into_std),
+            _ = phase.wait_for(|phase| *phase > Phase::Serving) => break,
         };
         match accepted {
-            Ok(stream) if door.is_open(&shared) => give(stream, &workers, &shared),
-            Ok(stream) => door.refuse(&stream),
-            Err(error) => door.without_descriptors(&listener, &error).await,
+            Ok(stream) if admission.is_open(&shared) => give(stream, &workers, &shared),
+            Ok(stream) => admission.refuse(&stream),
+            Err(error) => admission.without_descriptors(&door, &error).await,
         }
     }
-}
-
-/// Who is let in.
-struct Door {
-    /// Clients at once.
-    limit: u64,
-    spare: Spare,
-    told: Option<Instant>,
-}
-
-/// Whoever is turned away learns why, in the shape that most clients read.
-const REFUSAL: &str = "{\"error\":{\"message\":\"Too many clients are connected. Try again shortly.\",\
-    \"type\":\"overloaded_error\",\"param\":null,\"code\":\"proxy_overloaded\"}}";
-
-impl Door {
-    fn new(limit: u64) -> Self {
-        Self { limit, spare: Spare::new(1), told: None }
-    }
-
-    fn is_open(&self, shared: &Shared) -> bool {
-        shared.connections.iter().map(|connections| connections.load(Relaxed)).sum::<u64>() < self.limit
-    }
-
-    /// Costs one write, whether or not it is read.
-    fn refuse(&mut self, mut stream: &StdStream) {
-        let length = REFUSAL.len();
-        let head = "HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 1";
-        let answer = format!("{head}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{REFUSAL}");
-        let _ = stream.write(answer.as_bytes());
-        let _ = stream.shutdown(Shutdown::Write);
-        self.tell(&format!("{} are connected, and there are descriptors for no more", self.limit));
-    }
-
-    /// There is nothing to accept with. The spare descriptor is: to send away whoever stands at the door, who would
-    /// otherwise be there again at once.
-    async fn without_descriptors(&mut self, listener: &TcpListener, error: &io::Error) {
-        self.tell(&format!("cannot accept: {error}"));
-        if descriptors::have_run_out(error) && self.spare.lend() {
-            // Whoever stood there may have left.
-            if let Ok(Ok((stream, _))) = timeout(SHORT_WHILE, listener.accept()).await
-                && let Ok(stream) = stream.into_std()
-            {
-                self.refuse(&stream);
-            }
-            self.spare.refill();
-        } else {
-            // What is open goes on, and some of it will close.
-            tokio::time::sleep(SHORT_WHILE).await;
+    door.close(|stream| {
+        if let Ok(stream) = stream.into_std() {
+            give(stream, &workers, &shared);
         }
-    }
-
-    /// At most one line in a while, however many come.
-    fn tell(&mut self, why: &str) {
-        if self.told.is_none_or(|told| told.elapsed() >= REFUSALS_TOLD_EVERY) {
-            self.told = Some(Instant::now());
-            tracing::warn!("clients are turned away: {why}");
-        }
-    }
+    })
+    .await;
 }
 
 fn give(stream: StdStream, workers: &[mpsc::UnboundedSender<StdStream>], shared: &Shared) {

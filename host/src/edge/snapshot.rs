@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 
 use super::access::{CREDENTIALS, Keyring};
 use super::decisions::Decisions;
+use super::upstream::Names;
 use crate::clock::now_ms;
 use crate::config::{BackendConfig, Config};
 use crate::fleet::{Backend, Queue};
@@ -58,6 +59,8 @@ pub struct Shared {
     pub queue: Arc<Queue>,
     pub bodies: ByteBudget,
     pub metrics: Arc<Metrics>,
+    /// Where backends' names point to.
+    pub names: Arc<Names>,
     /// A worker's word to control that a plugin call failed.
     pub faults: mpsc::UnboundedSender<FaultReport>,
     /// The process is about to end: `/readyz` says so.
@@ -137,6 +140,7 @@ impl Shared {
             queue,
             bodies,
             metrics,
+            names: Arc::default(),
             faults,
             draining: AtomicBool::new(false),
             demands: Mutex::default(),

@@ -141,7 +141,8 @@ impl Worker {
         let unplaced = shared.metrics.series(index, "", "");
         let current = RefCell::new(Current::new(shared.snapshot.load_full()));
         let decisions = shared.decisions.get(index).map(Arc::clone).unwrap_or_default();
-        Rc::new(Self { index, shared, pool: Rc::default(), current, unplaced, decisions, cut: Rc::default() })
+        let pool = Rc::new(Pool::new(Arc::clone(&shared.names)));
+        Rc::new(Self { index, shared, pool, current, unplaced, decisions, cut: Rc::default() })
     }
 
     /// The newest snapshot. Costs no shared write: the count that a request holds is this worker's own.

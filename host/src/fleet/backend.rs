@@ -201,7 +201,7 @@ impl Backend {
         self.live.reach.load(Relaxed) == REACH_UP && !self.live.draining.load(Relaxed)
     }
 
-    /// Whether it has left the fleet, but for what it still holds.
+    /// Whether it gets no new request: it has left the fleet, or somebody wants it empty.
     pub fn is_draining(&self) -> bool {
         self.live.draining.load(SeqCst)
     }

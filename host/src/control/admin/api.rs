@@ -4,8 +4,10 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Map, Value, json};
+use tokio::time::Instant;
 
 use super::View;
+use crate::clock::millis;
 use crate::config::Mistakes;
 use crate::edge::Member;
 use crate::fleet::Backend;
@@ -14,9 +16,13 @@ use crate::plugin::Row;
 /// `GET /api/fleet`
 pub fn fleet(view: &View) -> Value {
     let snapshot = view.shared.snapshot.load();
-    let row = |(index, member)| backend(member, names(&snapshot.routes, index));
+    let registered = view.status.registered.load();
+    let row = |(index, member): (usize, &Member)| {
+        let source = registered.get(&member.config.name).map_or(Source::Configured, |until| Source::Registered(*until));
+        backend(member, names(&snapshot.routes, index), source)
+    };
     let retired = view.status.retired.load();
-    let draining = retired.iter().map(|member| backend(member, Map::new()));
+    let draining = retired.iter().map(|member| backend(member, Map::new(), Source::Removed));
     let backends: Vec<Value> = snapshot.fleet.iter().enumerate().map(row).chain(draining).collect();
     json!({
         "generation": snapshot.generation,
@@ -39,7 +45,31 @@ fn names(
     names.into_iter().collect()
 }
 
-fn backend(member: &Member, models: Map<String, Value>) -> Value {
+/// Why a backend is in the fleet.
+enum Source {
+    Configured,
+    /// Until then, where it was registered for a time.
+    Registered(Option<Instant>),
+    /// It is not, but for the requests that it holds.
+    Removed,
+}
+
+impl Source {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Configured => "configured",
+            Self::Registered(_) => "registered",
+            Self::Removed => "removed",
+        }
+    }
+
+    fn expires_in_ms(&self) -> Option<u64> {
+        let Self::Registered(Some(until)) = self else { return None };
+        Some(millis(until.saturating_duration_since(Instant::now())))
+    }
+}
+
+fn backend(member: &Member, models: Map<String, Value>, source: Source) -> Value {
     let backend = &member.backend;
     let (requests, failures) = backend.totals();
     let first_token = backend.first_byte_us();
@@ -59,6 +89,8 @@ fn backend(member: &Member, models: Map<String, Value>) -> Value {
         "weight": member.config.weight,
         "tier": member.config.tier,
         "labels": member.config.labels,
+        "source": source.name(),
+        "expires_in_ms": source.expires_in_ms(),
         "first_token_ms": (first_token > 0).then(|| f64::from(first_token) / 1000.0),
         "requests_total": requests,
         "failures_total": failures,

@@ -1,10 +1,12 @@
-//! The admin listener: dashboard, metrics, and the API that shows what the proxy knows.
+//! The admin listener: dashboard, metrics, and the API that shows what the proxy knows and changes its fleet.
 //!
 //! It has its own address and never answers on the first listener. A browser on the same machine is not
 //! trusted with it: a foreign `Origin`, or a `Host` that is a name pointed at us, is refused (DNS rebinding).
 
 mod api;
+mod changes;
 mod decisions;
+mod events;
 mod metrics;
 
 use std::convert::Infallible;
@@ -14,19 +16,22 @@ use std::sync::atomic::Ordering::Relaxed;
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{Method, Request, Response, StatusCode, Uri};
-use http_body_util::Full;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::spawn_local;
 
+use super::reload::Change;
 use super::status::Status;
-use crate::config::Secret;
-use crate::edge::Shared;
+use super::successor;
 use crate::edge::descriptors::{self, Spare};
+use crate::edge::{Attended, Shared};
 
 /// The live page; it asks the API for everything it shows.
 const PAGE: &str = include_str!("page.html");
@@ -38,43 +43,61 @@ const SPARE: usize = 8;
 /// Whence a browser asks (W3C Fetch Metadata).
 const FETCH_SITE: &str = "sec-fetch-site";
 
-type Answer = Response<Full<Bytes>>;
+type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
-/// What the admin API shows.
+/// What the admin API shows, and whom it asks for changes.
 pub struct View {
     pub shared: Arc<Shared>,
     pub status: Arc<Status>,
+    changes: mpsc::Sender<Change>,
+    /// Places of those who listen to events.
+    listeners: Arc<Semaphore>,
 }
 
-/// Serves until the process ends.
-pub async fn serve(listener: TcpListener, shared: Arc<Shared>, status: Arc<Status>) {
-    let view = Arc::new(View { shared, status });
+/// Serves until the process ends, or until it is about to and another process listens on this port too.
+pub async fn serve(door: Attended, shared: Arc<Shared>, status: Arc<Status>, changes: mpsc::Sender<Change>) {
+    let listeners = Arc::new(Semaphore::new(events::LISTENERS));
+    let view = Arc::new(View { shared, status, changes, listeners });
     let mut spare = Spare::new(SPARE);
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let accepted = tokio::select! {
+            accepted = door.accept() => accepted,
+            () = successor::listens(&door, &view.shared.draining) => break,
+        };
+        match accepted {
+            Ok(stream) => drop(spawn_local(connection(stream, Arc::clone(&view)))),
             // Clients took all the others: whoever is to find out why must still get in.
             Err(error) if descriptors::have_run_out(&error) && spare.lend() => continue,
             Err(error) => {
                 tracing::warn!("cannot accept (admin): {error}");
                 tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-                continue;
             }
-        };
+        }
         spare.refill();
+    }
+    tracing::info!("another process listens on the admin port: it is left to it");
+    door.close(|stream| drop(spawn_local(connection(stream, Arc::clone(&view))))).await;
+}
+
+async fn connection(stream: TcpStream, view: Arc<View>) {
+    let service = service_fn(|request| {
         let view = Arc::clone(&view);
-        spawn_local(async move {
-            let service = service_fn(|request| std::future::ready(Ok::<_, Infallible>(answer(&view, &request))));
-            let connection =
-                http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service);
-            if let Err(error) = connection.await {
-                tracing::debug!("admin connection ended: {error}");
+        async move {
+            let mut answer = answer(&view, request).await;
+            if view.shared.draining.load(Relaxed) {
+                // Whoever asks again shall find the process that comes after this one.
+                answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
-        });
+            Ok::<_, Infallible>(answer)
+        }
+    });
+    let connection = http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service);
+    if let Err(error) = connection.await {
+        tracing::debug!("admin connection ended: {error}");
     }
 }
 
-fn answer(view: &View, request: &Request<Incoming>) -> Answer {
+async fn answer(view: &Arc<View>, request: Request<Incoming>) -> Answer {
     // What a scraper or a load balancer asks may be asked by any name; it shows nothing and changes nothing.
     let is_guarded = !matches!(request.uri().path(), "/metrics" | "/livez" | "/readyz");
     if let Err(why) = is_own(request.headers())
@@ -82,12 +105,11 @@ fn answer(view: &View, request: &Request<Incoming>) -> Answer {
     {
         return error(StatusCode::FORBIDDEN, "forbidden", why);
     }
+    if request.uri().path().starts_with(changes::PATH) {
+        return changes::answer(view, request).await;
+    }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        let config = Arc::clone(&view.shared.snapshot.load().config);
-        if !may_change(config.admin_token.as_ref(), request.headers()) {
-            return error(StatusCode::UNAUTHORIZED, "invalid_token", "changes need the admin token as bearer token");
-        }
-        return error(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this version only shows");
+        return not_allowed("GET, HEAD");
     }
     let mut answer = match request.uri().path() {
         "/" => page(),
@@ -97,6 +119,7 @@ fn answer(view: &View, request: &Request<Incoming>) -> Answer {
         "/api/fleet" => json(StatusCode::OK, &api::fleet(view)),
         "/api/plugins" => json(StatusCode::OK, &api::plugins(view)),
         "/api/config" => json(StatusCode::OK, &api::config(view)),
+        "/api/events" => events::answer(view),
         "/api/decisions" => {
             let query = request.uri().query().unwrap_or_default();
             json(StatusCode::OK, &decisions::decisions(view, query))
@@ -105,12 +128,6 @@ fn answer(view: &View, request: &Request<Incoming>) -> Answer {
     };
     answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     answer
-}
-
-/// Whether a request brings the token that changes need, where one is configured.
-fn may_change(token: Option<&Secret>, headers: &HeaderMap) -> bool {
-    let brought = headers.get(header::AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
-    token.is_none_or(|token| brought.is_some_and(|brought| token.is(brought)))
 }
 
 fn readyz(view: &View) -> Answer {
@@ -156,7 +173,7 @@ fn page() -> Answer {
 }
 
 fn text(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
-    let mut answer = Response::new(Full::new(body.into()));
+    let mut answer = Response::new(Full::new(body.into()).boxed_unsync());
     *answer.status_mut() = status;
     answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     answer.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
@@ -169,6 +186,14 @@ fn json(status: StatusCode, body: &Value) -> Answer {
 
 fn error(status: StatusCode, code: &str, message: &str) -> Answer {
     json(status, &json!({"error": {"message": message, "type": "invalid_request_error", "param": null, "code": code}}))
+}
+
+/// The path takes other methods.
+fn not_allowed(methods: &'static str) -> Answer {
+    let message = format!("this path takes {methods}");
+    let mut answer = error(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", &message);
+    answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static(methods));
+    answer
 }
 
 #[cfg(test)]
@@ -191,18 +216,6 @@ mod tests {
         }
         for host in ["evil.example", "evil.example:9901", "", "127.0.0.1.evil.example"] {
             assert!(!asked(host, None), "{host}");
-        }
-    }
-
-    #[test]
-    fn changes_need_the_token_where_there_is_one() {
-        let token = Secret::new("t0ken");
-        let bearing =
-            |value: &'static str| HeaderMap::from_iter([(header::AUTHORIZATION, HeaderValue::from_static(value))]);
-        assert!(may_change(None, &HeaderMap::new()) && may_change(Some(&token), &bearing("Bearer t0ken")));
-        assert!(!may_change(Some(&token), &HeaderMap::new()));
-        for wrong in ["Bearer t0ke", "Bearer ", "t0ken", "Basic t0ken", "Bearer t0kenn"] {
-            assert!(!may_change(Some(&token), &bearing(wrong)), "{wrong}");
         }
     }
 

@@ -9,9 +9,11 @@
 
 mod body;
 mod framing;
+mod names;
 mod pool;
 mod send;
 
 pub use body::{Broken, UpstreamBody};
+pub use names::Names;
 pub use pool::Pool;
 pub use send::{Answer, Failure, Outgoing, send};

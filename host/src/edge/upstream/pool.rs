@@ -3,7 +3,9 @@
 use std::cell::{RefCell, RefMut};
 use std::collections::HashMap;
 use std::future::poll_fn;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -11,6 +13,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use super::names::Names;
 use crate::config::BackendUrl;
 
 /// Kept this long where the backend does not say (`Keep-Alive: timeout=…`).
@@ -27,6 +30,16 @@ const READ_SIZE: usize = 64 * 1024;
 pub struct Pool {
     idle: RefCell<HashMap<u64, Vec<Idle>>>,
     scratch: RefCell<Box<[u8]>>,
+    names: Arc<Names>,
+    /// Names that connections were taken for lately.
+    hosts: RefCell<HashMap<String, Host>>,
+}
+
+/// A name, and where it points to as of the last sweep: read here, so that no request asks what all workers share.
+#[derive(Debug, Default)]
+struct Host {
+    addresses: Option<Arc<[IpAddr]>>,
+    is_used: bool,
 }
 
 #[derive(Debug)]
@@ -36,20 +49,19 @@ struct Idle {
     until: Instant,
 }
 
-impl Default for Pool {
-    fn default() -> Self {
-        Self { idle: RefCell::default(), scratch: RefCell::new(vec![0; READ_SIZE].into_boxed_slice()) }
-    }
-}
-
 impl Pool {
+    pub fn new(names: Arc<Names>) -> Self {
+        let scratch = RefCell::new(vec![0; READ_SIZE].into_boxed_slice());
+        Self { idle: RefCell::default(), scratch, names, hosts: RefCell::default() }
+    }
+
     /// The most recently used connection that is still open and silent, and how long it was idle.
-    pub(super) fn take(&self, backend: u64) -> Option<(TcpStream, Duration)> {
+    pub(super) fn take(&self, backend: u64, url: &BackendUrl) -> Option<(TcpStream, Duration)> {
         let mut idle = self.idle.borrow_mut();
         let connections = idle.get_mut(&backend)?;
         let now = Instant::now();
         while let Some(Idle { stream, since, until }) = connections.pop() {
-            if until > now && is_silent(&stream) {
+            if until > now && is_silent(&stream) && !self.has_moved(url, &stream) {
                 return Some((stream, now - since));
             }
         }
@@ -67,9 +79,28 @@ impl Pool {
         }
     }
 
-    /// Closes what has been idle too long, and what the other side has closed meanwhile.
+    /// Whether a name points elsewhere by now than to the other end of a connection that was made for it.
+    fn has_moved(&self, url: &BackendUrl, stream: &TcpStream) -> bool {
+        if url.host.parse::<IpAddr>().is_ok() {
+            return false;
+        }
+        let mut hosts = self.hosts.borrow_mut();
+        if !hosts.contains_key(&url.host) {
+            hosts.insert(url.host.clone(), Host::default());
+        }
+        let Some(host) = hosts.get_mut(&url.host) else { return false };
+        host.is_used = true;
+        let is_listed = |all: &Arc<[IpAddr]>| stream.peer_addr().is_ok_and(|peer| all.contains(&peer.ip()));
+        host.addresses.as_ref().is_some_and(|all| !is_listed(all))
+    }
+
+    /// Closes what has been idle too long, and what the other side has closed meanwhile; learns where names point to.
     pub fn sweep(&self) {
         let now = Instant::now();
+        self.hosts.borrow_mut().retain(|name, host| {
+            host.addresses = self.names.last_known(name);
+            std::mem::take(&mut host.is_used)
+        });
         self.idle.borrow_mut().retain(|_, connections| {
             connections.retain(|idle| idle.until > now && is_silent(&idle.stream));
             !connections.is_empty()
@@ -117,9 +148,16 @@ fn is_silent(stream: &TcpStream) -> bool {
     matches!(stream.try_read(&mut [0]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
 }
 
-/// Opens a connection. Names are looked up each time, so that a changed address is followed.
-pub(super) async fn connect(url: &BackendUrl) -> std::io::Result<TcpStream> {
-    let stream = TcpStream::connect((url.host.as_str(), url.port)).await?;
+/// Opens a connection.
+pub(super) async fn connect(pool: &Pool, url: &BackendUrl) -> std::io::Result<TcpStream> {
+    let stream = match url.host.parse::<IpAddr>() {
+        Ok(address) => TcpStream::connect((address, url.port)).await?,
+        Err(_) => {
+            let addresses = pool.names.resolve(&url.host).await?;
+            let all: Vec<SocketAddr> = addresses.iter().map(|address| SocketAddr::new(*address, url.port)).collect();
+            TcpStream::connect(&*all).await?
+        }
+    };
     // Heads and small bodies leave at once; large bodies are written in large pieces anyway.
     stream.set_nodelay(true)?;
     Ok(stream)

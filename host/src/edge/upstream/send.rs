@@ -74,13 +74,13 @@ pub async fn send(
     fresh: bool,
 ) -> Result<Answer, Failure> {
     let (id, url) = backend;
-    let idle = if fresh { None } else { pool.take(id) };
+    let idle = if fresh { None } else { pool.take(id, url) };
     let (kept, idle) = idle.unzip();
     let mut stream = match kept {
         Some(stream) => stream,
-        None => match connect(url, timeouts).await {
+        None => match connect(pool, url, timeouts).await {
             // What idle connections hold may be what is missing.
-            Err(Failure::Local(_)) if pool.give_up() => connect(url, timeouts).await?,
+            Err(Failure::Local(_)) if pool.give_up() => connect(pool, url, timeouts).await?,
             connected => connected?,
         },
     };
@@ -90,8 +90,8 @@ pub async fn send(
     head.into_answer(stream, pool, id, written.whole, timeouts.between_chunks, request.method)
 }
 
-async fn connect(url: &BackendUrl, timeouts: &Timeouts) -> Result<TcpStream, Failure> {
-    timeout(timeouts.connect, pool::connect(url)).await.map_err(|_| Failure::ConnectTimeout)?.map_err(unconnected)
+async fn connect(pool: &Pool, url: &BackendUrl, timeouts: &Timeouts) -> Result<TcpStream, Failure> {
+    timeout(timeouts.connect, pool::connect(pool, url)).await.map_err(|_| Failure::ConnectTimeout)?.map_err(unconnected)
 }
 
 /// EMFILE, ENFILE, ENOMEM, ENOBUFS and EADDRNOTAVAIL: what connecting lacks on this side.

@@ -28,7 +28,6 @@ impl Backend {
         known.engine = engine.or(known.engine);
         self.set_limit(&known);
         drop(known);
-        self.live.draining.store(false, SeqCst);
         self.wake();
     }
 
@@ -36,6 +35,13 @@ impl Backend {
     pub fn drain(&self) {
         self.live.draining.store(true, SeqCst);
         self.show();
+    }
+
+    /// It takes requests again.
+    pub fn undrain(self: &Arc<Self>) {
+        if self.live.draining.swap(false, SeqCst) {
+            self.wake();
+        }
     }
 
     /// A good poll: it is up, and this is what it says of itself. Wakes whoever waits for it.
