@@ -15,6 +15,7 @@ use crate::control::{self, ConfigSource, Listening};
 ///
 /// When it serves, one line goes to standard output:
 ///   ready listen=http://127.0.0.1:8080 admin=http://127.0.0.1:9901
+/// with https:// where [tls] is configured.
 ///
 /// Signals: TERM and INT end it in order (a second one at once), HUP reads the configuration again.
 #[derive(Debug, clap::Args)]
@@ -71,7 +72,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 
 /// The ready line. Whoever started us may not read it: that is no reason to stop.
 pub fn announce(listening: Listening) {
-    let Listening { traffic, admin } = listening;
+    let Listening { traffic, is_https, admin } = listening;
+    let scheme = if is_https { "https" } else { "http" };
     let mut out = std::io::stdout().lock();
-    let _ = writeln!(out, "ready listen=http://{traffic} admin=http://{admin}").and_then(|()| out.flush());
+    let _ = writeln!(out, "ready listen={scheme}://{traffic} admin=http://{admin}").and_then(|()| out.flush());
 }

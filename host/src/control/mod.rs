@@ -8,6 +8,7 @@ mod build;
 mod plugins;
 mod poll;
 mod reload;
+mod source;
 mod status;
 mod watch;
 
@@ -28,8 +29,9 @@ use crate::edge::{Phase, Server, Shared, bind};
 use crate::fleet::Queue;
 use crate::metrics::Metrics;
 pub use plugins::Plugins;
-use reload::Reload;
-pub use reload::{ConfigSource, first_snapshot};
+pub use reload::first_snapshot;
+use reload::{Reload, log_warnings};
+pub use source::ConfigSource;
 use status::Status;
 use watch::{Watch, folder_of};
 
@@ -37,6 +39,8 @@ use watch::{Watch, folder_of};
 #[derive(Debug, Clone, Copy)]
 pub struct Listening {
     pub traffic: SocketAddr,
+    /// Whether applications speak TLS with it.
+    pub is_https: bool,
     pub admin: SocketAddr,
 }
 
@@ -55,7 +59,9 @@ async fn serve(config: Config, source: ConfigSource, ready: impl FnOnce(Listenin
     let traffic = bind(config.listen).with_context(|| format!("cannot listen on {}", config.listen))?;
     let admin =
         TcpListener::bind(config.admin).await.with_context(|| format!("cannot listen on {} (admin)", config.admin))?;
-    let listening = Listening { traffic: traffic.local_addr()?, admin: admin.local_addr()? };
+    let is_https = config.tls.is_some();
+    let listening = Listening { traffic: traffic.local_addr()?, is_https, admin: admin.local_addr()? };
+    log_warnings(&config);
 
     let (faults_in, mut faults) = mpsc::unbounded_channel();
     let (changed_in, mut changed) = mpsc::unbounded_channel();
@@ -65,7 +71,7 @@ async fn serve(config: Config, source: ConfigSource, ready: impl FnOnce(Listenin
     let plugins = Plugins::load(&config)?;
     let snapshot = first_snapshot(config, &plugins, &queue)?;
     let shared = Shared::new(snapshot, queue, Metrics::new(workers), faults_in, workers);
-    let status = Status::new(source.path.as_deref());
+    let status = Status::new(&source.files());
     let mut watch = Watch::new(watched(&shared, &source));
     let mut reload = Reload::new(Arc::clone(&shared), source.clone(), plugins, Arc::clone(&status), changed_in);
     reload.publish();
@@ -110,7 +116,11 @@ async fn serve(config: Config, source: ConfigSource, ready: impl FnOnce(Listenin
 fn watched(shared: &Shared, source: &ConfigSource) -> Vec<PathBuf> {
     let plugins = shared.snapshot.load().config.plugins.dir.clone();
     let parent = folder_of(&plugins);
-    source.path.as_deref().map(folder_of).into_iter().chain([plugins, parent]).collect()
+    let mut folders: Vec<PathBuf> =
+        source.files().iter().map(|file| folder_of(file)).chain([plugins, parent]).collect();
+    folders.sort_unstable();
+    folders.dedup();
+    folders
 }
 
 /// Stops in order: unready, still listening; then no new connections; then what remains is cut. A second

@@ -2,7 +2,6 @@
 //! snapshot and swaps it in once, or is refused as a whole and leaves everything as it was.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -15,8 +14,9 @@ use tokio::time::{Instant, timeout};
 use super::build::{self, NotStarted, Parts};
 use super::plugins::{Plugins, log_changes, mistake};
 use super::poll::{self, FleetChanged, Polling};
+use super::source::ConfigSource;
 use super::status::Status;
-use crate::config::{self, BackendConfig, Config, Mistake, Mistakes, Overrides};
+use crate::config::{BackendConfig, Config, Mistake, Mistakes};
 use crate::edge::upstream::Pool;
 use crate::edge::{FaultReport, Member, Shared, Snapshot};
 use crate::fleet::{Backend, Queue};
@@ -24,22 +24,6 @@ use crate::plugin::{Kind, Runtime, Store, Strikes, Version, What};
 
 /// A new backend gets requests after it has been asked once, or after this long.
 const FIRST_POLLS: Duration = Duration::from_secs(2);
-
-/// Where the configuration comes from.
-#[derive(Debug, Clone)]
-pub struct ConfigSource {
-    pub path: Option<PathBuf>,
-    pub overrides: Overrides,
-}
-
-impl ConfigSource {
-    /// Reads and checks it, off this thread: it reads secrets from files too.
-    async fn load(&self) -> Result<Config, Mistakes> {
-        let source = self.clone();
-        let loaded = spawn_blocking(move || config::load(source.path.as_deref(), &source.overrides)).await;
-        loaded.unwrap_or_else(|panic| Err(Mistakes { path: None, all: vec![mistake("", panic.to_string())] }))
-    }
-}
 
 /// The fleet a configuration asks for, keeping the backends that live already: those in use, and those that left
 /// and still hold requests, whose slots are not free because a file says so.
@@ -139,12 +123,13 @@ impl Reload {
 
     /// Reads the configuration again. `forced`: also where its text is the same (SIGHUP).
     pub async fn config_changed(&mut self, forced: bool) {
-        if !self.status.is_new_text(self.source.path.as_deref()) && !forced {
+        if !self.status.is_new_text(&self.source.files()) && !forced {
             return;
         }
         match self.reconfigure().await {
             Ok(()) => {
                 tracing::info!("configuration reloaded");
+                log_warnings(&self.shared.snapshot.load().config);
                 self.status.config_loaded(SystemTime::now());
             }
             Err(mistakes) => {
@@ -378,6 +363,13 @@ impl Reload {
     }
 }
 
+/// What is allowed and should not go unsaid.
+pub fn log_warnings(config: &Config) {
+    for warning in config.warnings(SystemTime::now()) {
+        tracing::warn!("{warning}");
+    }
+}
+
 fn not_built() -> Mistakes {
     Mistakes { path: None, all: vec![mistake("", "the snapshot could not be built".into())] }
 }
@@ -391,6 +383,8 @@ fn unchangeable(old: &Config, new: &Config) -> Vec<Mistake> {
     let differs = [
         ("listen", old.listen != new.listen),
         ("admin", old.admin != new.admin),
+        // The files may: only whether there is TLS at all is part of the address.
+        ("tls", old.tls.is_some() != new.tls.is_some()),
         ("workers", old.workers != new.workers),
         ("plugins.dir", old.plugins.dir != new.plugins.dir),
     ];

@@ -14,7 +14,8 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
+
+use super::wire::Wire;
 
 /// Read ahead at most; a client that sends more behind a request than this waits, unwatched, for its answer.
 const AHEAD_LIMIT: usize = 16 * 1024;
@@ -27,7 +28,7 @@ pub struct ClientStream(Rc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    stream: RefCell<TcpStream>,
+    stream: RefCell<Wire>,
     ahead: RefCell<BytesMut>,
     /// Exchanges whose request has been read and whose answer has not ended.
     exchanges: Cell<u32>,
@@ -51,9 +52,13 @@ enum Seen {
 }
 
 impl ClientStream {
-    pub fn new(stream: TcpStream) -> Self {
+    pub fn new(stream: Wire) -> Self {
         let shared = Shared { stream: RefCell::new(stream), ahead: RefCell::default(), exchanges: Cell::new(0) };
         Self(Rc::new(shared))
+    }
+
+    pub fn is_tls(&self) -> bool {
+        matches!(&*self.0.stream.borrow(), Wire::Tls(_))
     }
 
     /// Reads just enough to tell HTTP/2 from HTTP/1; nothing is lost.

@@ -7,6 +7,8 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::uri::Authority;
 
+use super::proxy::Client;
+
 /// Fields of one hop; never forwarded.
 const HOP_BY_HOP: [HeaderName; 9] = [
     header::CONNECTION,
@@ -73,11 +75,11 @@ pub fn of_address(address: IpAddr) -> HeaderValue {
     HeaderValue::from_str(&address.to_string()).unwrap_or(HeaderValue::from_static("unknown"))
 }
 
-/// Makes a client's fields those of a request to a backend. `client` is its address.
-pub fn to_backend(headers: &mut HeaderMap, client: &HeaderValue, host: Option<HeaderValue>, request_id: &HeaderValue) {
+/// Makes a client's fields those of a request to a backend.
+pub fn to_backend(headers: &mut HeaderMap, client: &Client, host: Option<HeaderValue>, request_id: &HeaderValue) {
     strip(headers, &NOT_FORWARDED);
-    headers.insert(X_FORWARDED_FOR, client.clone());
-    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+    headers.insert(X_FORWARDED_FOR, client.forwarded_for.clone());
+    headers.insert(X_FORWARDED_PROTO, client.proto.clone());
     if let Some(host) = host {
         headers.insert(X_FORWARDED_HOST, host);
     }
@@ -151,12 +153,10 @@ mod tests {
             ("x-forwarded-for", "6.6.6.6"),
             ("accept-encoding", "gzip"),
         ]);
-        to_backend(
-            &mut headers,
-            &of_address(IpAddr::from([127, 0, 0, 1])),
-            Some(HeaderValue::from_static("api")),
-            &HeaderValue::from_static("r"),
-        );
+        let address = IpAddr::from([127, 0, 0, 1]);
+        let proto = HeaderValue::from_static("https");
+        let client = Client { address, forwarded_for: of_address(address), proto, watched: None };
+        to_backend(&mut headers, &client, Some(HeaderValue::from_static("api")), &HeaderValue::from_static("r"));
         let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         assert_eq!(
@@ -172,6 +172,7 @@ mod tests {
             ]
         );
         assert_eq!(headers["x-forwarded-for"], "127.0.0.1");
+        assert_eq!(headers["x-forwarded-proto"], "https");
     }
 
     #[test]

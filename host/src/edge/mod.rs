@@ -20,7 +20,9 @@ mod retry;
 mod route;
 mod server;
 mod snapshot;
+mod tls;
 pub mod upstream;
+mod wire;
 mod worker;
 
 pub use server::{Phase, Server, bind};

@@ -34,6 +34,8 @@ pub struct Client {
     pub address: IpAddr,
     /// The same for `x-forwarded-for`.
     pub forwarded_for: HeaderValue,
+    /// `http` or `https`, for `x-forwarded-proto`.
+    pub proto: HeaderValue,
     /// `None` over HTTP/2, which reads on while requests are handled.
     pub watched: Option<ClientStream>,
 }
@@ -121,7 +123,7 @@ impl Arrival<'_> {
         // From here on the client is watched: its leaving drops this future, and all that it holds.
         let mut underway = Underway::new(account, self.client.watched.as_ref().map(ClientStream::exchange));
         let host = parts.headers.get(header::HOST).cloned();
-        headers::to_backend(&mut parts.headers, &self.client.forwarded_for, host, self.request_id);
+        headers::to_backend(&mut parts.headers, self.client, host, self.request_id);
         let repeatable = !body.facts.background;
         let mut sending = Sending {
             method: &parts.method,

@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use http::HeaderValue;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -24,6 +25,7 @@ use super::client::ClientStream;
 use super::headers;
 use super::proxy::{self, Client};
 use super::snapshot::Shared;
+use super::tls;
 use super::worker::Worker;
 
 /// Connections the kernel may hold ready for us: a burst must not be refused.
@@ -208,25 +210,35 @@ async fn connection(worker: &Rc<Worker>, stream: StdStream, phase: watch::Receiv
     if stream.set_nodelay(true).is_err() {
         return;
     }
-    let mut stream = ClientStream::new(stream);
     let mut draining = phase.clone();
     let late = async {
         let _ = draining.wait_for(|phase| *phase > Phase::Serving).await;
         tokio::time::sleep(FIRST_WORD).await;
     };
     let spoken = tokio::select! {
-        spoken = tokio::time::timeout(HEAD_TIMEOUT, stream.speaks_http2()) => spoken,
+        spoken = tokio::time::timeout(HEAD_TIMEOUT, first_words(worker, stream)) => spoken,
         // It has said nothing yet: there is nothing to finish.
         () = late => return,
     };
-    let Ok(Ok(is_http2)) = spoken else { return };
+    let Ok(Ok((stream, is_http2))) = spoken else { return };
     let watched = (!is_http2).then(|| stream.clone());
-    let client = Rc::new(Client { address: peer.ip(), forwarded_for: headers::of_address(peer.ip()), watched });
+    let proto = HeaderValue::from_static(if stream.is_tls() { "https" } else { "http" });
+    let client = Rc::new(Client { address: peer.ip(), forwarded_for: headers::of_address(peer.ip()), proto, watched });
     if is_http2 {
         serve_http2(worker, client, stream, phase).await
     } else {
         serve_http1(worker, client, stream, phase).await
     }
+}
+
+/// The connection, by TLS where that is configured, and whether HTTP/2 is spoken on it.
+async fn first_words(worker: &Worker, stream: TcpStream) -> io::Result<(ClientStream, bool)> {
+    let current = worker.current();
+    let mut stream = ClientStream::new(tls::open(stream, current.snapshot.config.tls.as_ref()).await?);
+    drop(current);
+    // By its first bytes, also where ALPN has settled it: who agreed on HTTP/2 begins with nothing else (RFC 9113 §3.4).
+    let is_http2 = stream.speaks_http2().await?;
+    Ok((stream, is_http2))
 }
 
 async fn serve_http1(worker: &Rc<Worker>, client: Rc<Client>, stream: ClientStream, mut phase: watch::Receiver<Phase>) {

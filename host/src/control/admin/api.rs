@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Map, Value, json};
 
 use super::View;
-use crate::config::Mistakes;
+use crate::config::{BackendTls, Mistakes};
 use crate::edge::Member;
 use crate::fleet::Backend;
 use crate::plugin::Row;
@@ -56,6 +56,7 @@ fn backend(member: &Member, models: Map<String, Value>) -> Value {
         "models": models,
         "room": backend.room(),
         "taken": backend.taken(),
+        "tls": member.config.tls.as_ref().map(|tls| if tls.insecure { "insecure" } else { "verified" }),
         "weight": member.config.weight,
         "tier": member.config.tier,
         "labels": member.config.labels,
@@ -117,6 +118,7 @@ pub fn config(view: &View) -> Value {
         "errors": reloads.config_mistakes.as_ref().map(mistakes).unwrap_or_default(),
         "config": {
             "listen": config.listen,
+            "tls": config.tls.as_ref().map(|tls| json!({"cert": tls.cert, "key": tls.key, "client_ca": tls.client_ca})),
             "admin": config.admin,
             "workers": config.workers,
             "reveal": config.reveal,
@@ -132,6 +134,7 @@ pub fn config(view: &View) -> Value {
             "backends": config.backends.iter().map(|backend| json!({
                 "name": backend.name,
                 "url": backend.url.to_string(),
+                "tls": backend.tls.as_ref().map(tls),
                 "engine": backend.engine.map_or("auto", |engine| engine.name()),
                 "slots": backend.slots,
                 "weight": backend.weight,
@@ -169,6 +172,16 @@ pub fn config(view: &View) -> Value {
             },
             "limits": {"body_bytes": config.limits.body_bytes, "bodies_in_flight_bytes": config.limits.bodies_in_flight_bytes},
         },
+    })
+}
+
+fn tls(tls: &BackendTls) -> Value {
+    json!({
+        "ca": tls.ca,
+        "client_cert": tls.client_cert,
+        "client_key": tls.client_key,
+        "server_name": tls.server_name.to_str(),
+        "insecure": tls.insecure,
     })
 }
 

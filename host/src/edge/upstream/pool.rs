@@ -1,6 +1,6 @@
 //! Idle connections of one worker, by backend: last used first, so that few stay warm.
 
-use std::cell::{RefCell, RefMut};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -8,10 +8,10 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use crate::config::BackendUrl;
+use crate::edge::snapshot::Member;
+use crate::edge::wire::Wire;
 
 /// Kept this long where the backend does not say (`Keep-Alive: timeout=…`).
 const KEPT: Duration = Duration::from_secs(60);
@@ -25,13 +25,26 @@ const READ_SIZE: usize = 64 * 1024;
 /// The idle connections, and the buffer into which every read of this worker goes.
 #[derive(Debug)]
 pub struct Pool {
-    idle: RefCell<HashMap<u64, Vec<Idle>>>,
+    idle: RefCell<HashMap<Peer, Vec<Idle>>>,
     scratch: RefCell<Box<[u8]>>,
+}
+
+/// Who a connection is to. One that was made by other settings of TLS is to somebody else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Peer {
+    backend: u64,
+    tls: Option<u64>,
+}
+
+impl Peer {
+    pub(super) fn of(member: &Member) -> Self {
+        Self { backend: member.backend.id, tls: member.config.tls.as_ref().map(|tls| tls.sum) }
+    }
 }
 
 #[derive(Debug)]
 struct Idle {
-    stream: TcpStream,
+    stream: Wire,
     since: Instant,
     until: Instant,
 }
@@ -44,12 +57,12 @@ impl Default for Pool {
 
 impl Pool {
     /// The most recently used connection that is still open and silent, and how long it was idle.
-    pub(super) fn take(&self, backend: u64) -> Option<(TcpStream, Duration)> {
+    pub(super) fn take(&self, peer: Peer) -> Option<(Wire, Duration)> {
         let mut idle = self.idle.borrow_mut();
-        let connections = idle.get_mut(&backend)?;
+        let connections = idle.get_mut(&peer)?;
         let now = Instant::now();
-        while let Some(Idle { stream, since, until }) = connections.pop() {
-            if until > now && is_silent(&stream) {
+        while let Some(Idle { mut stream, since, until }) = connections.pop() {
+            if until > now && stream.is_silent() {
                 return Some((stream, now - since));
             }
         }
@@ -57,10 +70,10 @@ impl Pool {
     }
 
     /// Keeps a connection whose last answer was read to its end.
-    pub(super) fn put(&self, backend: u64, stream: TcpStream, advertised: Option<Duration>) {
+    pub(super) fn put(&self, peer: Peer, stream: Wire, advertised: Option<Duration>) {
         let kept = advertised.map_or(KEPT, |timeout| timeout.saturating_sub(CLOSING_MARGIN)).min(KEPT);
         let mut idle = self.idle.borrow_mut();
-        let connections = idle.entry(backend).or_default();
+        let connections = idle.entry(peer).or_default();
         if !kept.is_zero() && connections.len() < IDLE_LIMIT {
             let since = Instant::now();
             connections.push(Idle { stream, since, until: since + kept });
@@ -71,20 +84,15 @@ impl Pool {
     pub fn sweep(&self) {
         let now = Instant::now();
         self.idle.borrow_mut().retain(|_, connections| {
-            connections.retain(|idle| idle.until > now && is_silent(&idle.stream));
+            connections.retain_mut(|idle| idle.until > now && idle.stream.is_silent());
             !connections.is_empty()
         });
-    }
-
-    /// The shared read buffer. Never held across an await.
-    pub(super) fn scratch(&self) -> RefMut<'_, Box<[u8]>> {
-        self.scratch.borrow_mut()
     }
 
     /// Waits for something to read and hands it to `take`; `None` at the end of the stream.
     pub(super) async fn read<T>(
         &self,
-        stream: &mut TcpStream,
+        stream: &mut Wire,
         mut take: impl FnMut(&[u8]) -> T,
     ) -> std::io::Result<Option<T>> {
         poll_fn(|cx| self.poll_read(stream, cx, &mut take)).await
@@ -94,27 +102,14 @@ impl Pool {
     /// the kernel once more to learn that there is nothing.
     pub(super) fn poll_read<T>(
         &self,
-        stream: &mut TcpStream,
+        stream: &mut Wire,
         cx: &mut Context<'_>,
         take: impl FnOnce(&[u8]) -> T,
     ) -> Poll<std::io::Result<Option<T>>> {
-        let mut scratch = self.scratch();
+        let mut scratch = self.scratch.borrow_mut();
         let mut buffer = ReadBuf::new(&mut scratch);
         ready!(Pin::new(stream).poll_read(cx, &mut buffer))?;
         let read = buffer.filled();
         Poll::Ready(Ok((!read.is_empty()).then(|| take(read))))
     }
-}
-
-/// Open, with no byte that nobody asked for.
-fn is_silent(stream: &TcpStream) -> bool {
-    matches!(stream.try_read(&mut [0]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
-}
-
-/// Opens a connection. Names are looked up each time, so that a changed address is followed.
-pub(super) async fn connect(url: &BackendUrl) -> std::io::Result<TcpStream> {
-    let stream = TcpStream::connect((url.host.as_str(), url.port)).await?;
-    // Heads and small bodies leave at once; large bodies are written in large pieces anyway.
-    stream.set_nodelay(true)?;
-    Ok(stream)
 }
