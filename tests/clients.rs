@@ -2,6 +2,7 @@
 //!
 //! What they do and expect is in `clients/client.py` and `clients/client.mjs`, case by case under the same names.
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -38,11 +39,21 @@ impl Sdk {
         }
     }
 
-    /// Runs these cases; fails with all that the script said where one of them failed.
     async fn runs(self, proxy: &Proxy, cases: &[&str]) {
+        self.runs_by(format!("http://{}/v1", proxy.listen), self.command(), cases).await;
+    }
+
+    /// The same by TLS, trusting the authority in this file as their documents say.
+    async fn runs_by_tls(self, proxy: &Proxy, ca: &Path, cases: &[&str]) {
         let mut command = self.command();
+        command.env("SSL_CERT_FILE", ca).env_remove("SSL_CERT_DIR").env("NODE_EXTRA_CA_CERTS", ca);
+        self.runs_by(format!("https://{}/v1", proxy.listen), command, cases).await;
+    }
+
+    /// Runs these cases; fails with all that the script said where one of them failed.
+    async fn runs_by(self, url: String, mut command: Command, cases: &[&str]) {
         command.args(cases).stdin(Stdio::null());
-        command.env("OPENAI_BASE_URL", format!("http://{}/v1", proxy.listen)).env("OPENAI_API_KEY", "none-needed");
+        command.env("OPENAI_BASE_URL", url).env("OPENAI_API_KEY", "none-needed");
         let ended = tokio::process::Command::from(command).kill_on_drop(true).output();
         let ended = timeout(SDK_PATIENCE, ended).await.unwrap_or_else(|_| panic!("{self:?} does not end: {cases:?}"));
         let ended = ended.unwrap_or_else(|why| panic!("{self:?} does not start: {why}"));
@@ -88,6 +99,17 @@ async fn sdks_are_served_by_vllm() {
 #[tokio::test]
 async fn sdks_are_served_by_llama_cpp() {
     serve("llama-cpp").await;
+}
+
+#[tokio::test]
+async fn sdks_speak_tls_with_a_private_authority() {
+    let (authority, folder) = (Authority::named("private"), Folder::new());
+    let ca = folder.write("ca.pem", &authority.pem);
+    let (_engine, entry) = simulated("a", "vllm", "org/first-name").await;
+    let proxy = Proxy::start(&format!("{}{entry}", authority.certify(&[LOOPBACK]).table(&folder))).await;
+    for sdk in SDKS {
+        sdk.runs_by_tls(&proxy, &ca, &["chat", "stream", "vision"]).await;
+    }
 }
 
 #[tokio::test]

@@ -40,5 +40,6 @@ mod streaming;
 mod suspicion;
 mod tidy;
 mod tiers;
+mod tls;
 mod transparency;
 mod vision;

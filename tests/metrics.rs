@@ -45,9 +45,14 @@ fn family<'a>(table: &'a BTreeMap<&str, Row>, name: &str) -> Option<&'a Row> {
     table.get(name).filter(|row| row.kind != "histogram").or_else(of_histogram)
 }
 
-/// A proxy that has met everything it counts: answers, a wait in line, a plugin file it refused.
-async fn experienced() -> (Proxy, Backend) {
-    let (proxy, [backend]) = proxied("", [Setup::named("a").vllm().slots(1)]).await;
+/// A proxy that has met everything it counts: answers, a wait in line, a plugin file it refused, TLS on both sides.
+async fn experienced() -> (Proxy, (Backend, Folder)) {
+    let (authority, folder) = (Authority::named("a"), Folder::new());
+    let table = authority.certify(&[LOOPBACK]).table(&folder);
+    // Nobody listens there, and a backend that is down has its metrics too.
+    let far = "[[backends]]\nname = \"far\"\nurl = \"https://127.0.0.1:9\"\ntls = { insecure = true }\n";
+    let (mut proxy, [backend]) = proxied(&format!("{table}{far}"), [Setup::named("a").vllm().slots(1)]).await;
+    proxy.client = Client::https(proxy.listen, authority.client(None));
     let gate = Gate::closed();
     backend.always(Answer::json(200, completion(NATIVE).to_string()).behind(&gate));
     let (held, waiting) = (proxy.client.begin_chat(), proxy.client.begin_chat());
@@ -65,7 +70,7 @@ async fn experienced() -> (Proxy, Backend) {
     let refused = [("plugin", "broken"), ("result", "refused")];
     let is_refused = async || proxy.metrics().await.value("vision_proxy_plugin_reloads_total", &refused) == Some(1.0);
     eventually("the broken plugin is refused", is_refused).await;
-    (proxy, backend)
+    (proxy, (backend, folder))
 }
 
 #[tokio::test]

@@ -27,7 +27,15 @@ impl Client {
         Self::new(address, reqwest::Client::builder().http2_prior_knowledge())
     }
 
+    /// By TLS; ALPN as this configuration offers it.
+    pub fn https(address: SocketAddr, tls: rustls::ClientConfig) -> Self {
+        let client = Self::new(address, reqwest::Client::builder().use_preconfigured_tls(tls));
+        Self { base: format!("https://{address}"), ..client }
+    }
+
     fn new(address: SocketAddr, builder: reqwest::ClientBuilder) -> Self {
+        // Another may have been quicker to say so.
+        _ = rustls::crypto::ring::default_provider().install_default();
         let http = builder.no_proxy().redirect(reqwest::redirect::Policy::none()).build().expect("a client");
         Self { http, base: format!("http://{address}") }
     }

@@ -15,6 +15,7 @@ mod raw;
 mod reply;
 mod shell;
 mod simulated;
+mod tls;
 pub mod wait;
 
 pub use answer::Answer;
@@ -30,4 +31,5 @@ pub use raw::{Raw, chunked_head, in_chunks, request_head, sized_request};
 pub use reply::Reply;
 pub use shell::{Folder, vision_proxy};
 pub use simulated::Simulated;
+pub use tls::{Authority, Identity, LOOPBACK, TlsFront};
 pub use wait::{eventually, soon};

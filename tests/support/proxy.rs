@@ -15,7 +15,7 @@ const CONFIG_FILE: &str = "vision-proxy.toml";
 const ANY_PORT: &str = "listen = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n";
 
 pub struct Proxy {
-    /// Speaks HTTP/1.1 to the first listener.
+    /// Speaks HTTP/1.1 in the clear to the first listener.
     pub client: Client,
     pub listen: SocketAddr,
     pub admin: Client,
@@ -203,11 +203,13 @@ impl Drop for Proxy {
     }
 }
 
-/// The two addresses of `ready listen=http://… admin=http://…`.
+/// The two addresses of `ready listen=http://… admin=http://…`, or `https://`.
 fn addresses(line: &str) -> (SocketAddr, SocketAddr) {
     let address = |key: &str| {
-        let word = line.split_whitespace().find_map(|word| word.strip_prefix(key)?.strip_prefix("=http://"));
-        word.and_then(|address| address.parse().ok())
+        let word = line.split_whitespace().find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
+        let address = word.and_then(|url| url.strip_prefix("http://").or_else(|| url.strip_prefix("https://")));
+        address
+            .and_then(|address| address.parse().ok())
             .unwrap_or_else(|| panic!("no {key} address in the ready line {line:?}"))
     };
     assert!(line.starts_with("ready "), "not the ready line: {line:?}");

@@ -1,31 +1,69 @@
 //! A client that sends exact bytes, cut where the test says, and reads the exact bytes of an answer.
 
+use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use rustls::ClientConfig;
 use socket2::SockRef;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use super::{Reply, soon};
 
 pub struct Raw {
-    stream: TcpStream,
+    stream: Box<dyn Wire>,
     ahead: BytesMut,
+}
+
+/// In the clear or by TLS.
+trait Wire: AsyncRead + AsyncWrite + Send + Unpin {
+    fn socket(&self) -> SockRef<'_>;
+}
+
+impl Wire for TcpStream {
+    fn socket(&self) -> SockRef<'_> {
+        self.into()
+    }
+}
+
+impl Wire for TlsStream<TcpStream> {
+    fn socket(&self) -> SockRef<'_> {
+        self.get_ref().0.into()
+    }
+}
+
+async fn connected(address: SocketAddr) -> TcpStream {
+    let stream = soon("a connection", TcpStream::connect(address)).await.expect("connect");
+    stream.set_nodelay(true).expect("no delay");
+    stream
 }
 
 impl Raw {
     pub async fn connect(address: SocketAddr) -> Self {
-        let stream = soon("a connection", TcpStream::connect(address)).await.expect("connect");
-        stream.set_nodelay(true).expect("no delay");
-        Self { stream, ahead: BytesMut::new() }
+        Self { stream: Box::new(connected(address).await), ahead: BytesMut::new() }
+    }
+
+    /// By TLS, or why there is none.
+    pub async fn connect_tls(address: SocketAddr, tls: ClientConfig) -> io::Result<Self> {
+        let connector = TlsConnector::from(Arc::new(tls));
+        let stream = connected(address).await;
+        let stream = soon("a handshake", connector.connect(address.ip().into(), stream)).await?;
+        Ok(Self { stream: Box::new(stream), ahead: BytesMut::new() })
     }
 
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        soon("room to send", self.stream.write_all(bytes.as_ref())).await.expect("send");
+        let sent = async {
+            self.stream.write_all(bytes.as_ref()).await?;
+            self.stream.flush().await
+        };
+        soon("room to send", sent).await.expect("send");
     }
 
     /// Sends what the peer may cut short, as it does with a body that it refuses.
@@ -86,7 +124,7 @@ impl Raw {
 
     /// Leaves without order (RST); returns when it did.
     pub fn reset(self) -> Instant {
-        SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).expect("linger");
+        self.stream.socket().set_linger(Some(Duration::ZERO)).expect("linger");
         self.leave()
     }
 

@@ -1,5 +1,7 @@
 //! `vision-proxy check`
 
+use std::time::SystemTime;
+
 use super::run::SourceArgs;
 use crate::control::{Plugins, first_snapshot};
 use crate::edge::Snapshot;
@@ -31,6 +33,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         .map_err(|mistakes| anyhow::anyhow!("the configuration cannot be used\n{mistakes}"))?;
     let from = source.path.map_or_else(|| "no file".to_owned(), |path| path.display().to_string());
     println!("configuration is good ({from})");
+    for warning in snapshot.config.warnings(SystemTime::now()) {
+        println!("warning: {warning}");
+    }
     describe(&snapshot);
     Ok(())
 }

@@ -15,6 +15,7 @@ use crate::control::{self, ConfigSource, Handed, Listening};
 ///
 /// When it serves, one line goes to standard output:
 ///   ready listen=http://127.0.0.1:8080 admin=http://127.0.0.1:9901
+/// with https:// where [tls] is configured.
 ///
 /// Sockets handed over by systemd (LISTEN_FDS) take the place of both addresses: they are told apart by the names `client`
 /// and `admin`, else the first is for applications. Readiness is told where NOTIFY_SOCKET says so.
@@ -84,7 +85,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 
 /// The ready line. Whoever started us may not read it: that is no reason to stop.
 pub fn announce(listening: Listening) {
-    let Listening { traffic, admin } = listening;
+    let Listening { traffic, is_https, admin } = listening;
+    let scheme = if is_https { "https" } else { "http" };
     let mut out = std::io::stdout().lock();
-    let _ = writeln!(out, "ready listen=http://{traffic} admin=http://{admin}").and_then(|()| out.flush());
+    let _ = writeln!(out, "ready listen={scheme}://{traffic} admin=http://{admin}").and_then(|()| out.flush());
 }

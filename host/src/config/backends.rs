@@ -11,7 +11,7 @@ use super::document::{Findings, join};
 use super::names::{Name, SHORT_NAME_LIMIT_BYTES};
 use super::notation::Written;
 use super::secret::{self, SecretSource};
-use super::{BackendConfig, BackendUrl, Secret, file};
+use super::{BackendConfig, BackendUrl, Secret, file, tls};
 
 /// Under what mistakes of the command line are filed.
 const OPTION: &str = "--backend";
@@ -19,6 +19,7 @@ const OPTION: &str = "--backend";
 /// Turns what was typed into backends; what is wrong goes to `findings`.
 pub(super) fn read(
     findings: &mut Findings,
+    tls: &tls::Reader<'_>,
     folder: &Path,
     typed: Vec<file::Backend>,
     options: &[String],
@@ -30,7 +31,7 @@ pub(super) fn read(
             "there are none; give --backend http://HOST:PORT, or write [[backends]] and url = \"http://HOST:PORT\" to the file (--config FILE); backends = [] where they register themselves",
         );
     }
-    let mut list = List { findings, folder, names: BTreeMap::new(), urls: BTreeMap::new() };
+    let mut list = List { findings, tls, folder, names: BTreeMap::new(), urls: BTreeMap::new() };
     let mut backends: Vec<_> = typed.into_iter().enumerate().filter_map(|(at, typed)| list.typed(at, typed)).collect();
     backends.extend(options.iter().filter_map(|url| list.option(url)));
     backends
@@ -49,6 +50,7 @@ pub(super) fn fetch(
 /// The list in the making.
 struct List<'a> {
     findings: &'a mut Findings,
+    tls: &'a tls::Reader<'a>,
     folder: &'a Path,
     /// Name → the first key with it.
     names: BTreeMap<String, String>,
@@ -67,9 +69,11 @@ impl List<'_> {
             self.claim_name(&name_key, name);
         }
         let url = self.url(&join(&key, "url"), typed.url)?;
+        let tls = self.tls.backend(self.findings, &key, &url, typed.tls);
         Some(BackendConfig {
             name: name.unwrap_or_else(|| self.default_name(&name_key, &url)),
             url,
+            tls,
             engine: typed.engine.and_then(|engine| engine.0.0),
             slots: typed.slots.map(|slots| slots.0.get()),
             weight: typed.weight.map_or(1, |weight| weight.0.get()),
@@ -92,9 +96,11 @@ impl List<'_> {
             }
         };
         let url = self.claim_url(OPTION, url)?;
+        let tls = self.tls.backend(self.findings, OPTION, &url, None);
         Some(BackendConfig {
             name: self.default_name(OPTION, &url),
             url,
+            tls,
             engine: None,
             slots: None,
             weight: 1,

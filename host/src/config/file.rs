@@ -17,7 +17,9 @@ use super::BackendUrl;
 use super::access::{Domains, ImagePolicy, KeyHash};
 use super::names::{BackendName, Name, Names, PluginName};
 use super::networks::Networks;
-use super::notation::{Amount, EngineChoice, Folder, Fraction, Pin, Positive, Settings, Size, TrustedKeys, Written};
+use super::notation::{
+    Amount, EngineChoice, FilePath, Folder, Fraction, HostName, Pin, Positive, Settings, Size, TrustedKeys, Written,
+};
 use super::secret::SecretSource;
 
 /// A key that may be left out.
@@ -29,6 +31,7 @@ type Typed<T> = Option<Written<T>>;
 pub(super) struct File {
     pub listen: Typed<SocketAddr>,
     pub admin: Typed<SocketAddr>,
+    pub tls: Option<Tls>,
     pub admin_token: Typed<SecretSource>,
     pub workers: Typed<u32>,
     pub reveal: Typed<bool>,
@@ -64,6 +67,14 @@ pub(super) struct Images {
 
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(deny_unknown_fields, default, expecting = "a table")]
+pub(super) struct Tls {
+    pub cert: Typed<FilePath>,
+    pub key: Typed<FilePath>,
+    pub client_ca: Typed<FilePath>,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default, expecting = "a table")]
 pub(super) struct Plugins {
     pub dir: Typed<Folder>,
     pub policy: Typed<PluginName>,
@@ -86,6 +97,7 @@ pub(super) struct PluginLimits {
 pub(super) struct Backend {
     pub name: Typed<BackendName>,
     pub url: Typed<BackendUrl>,
+    pub tls: Option<BackendTls>,
     pub engine: Typed<EngineChoice>,
     pub slots: Typed<NonZeroU32>,
     pub weight: Typed<NonZeroU32>,
@@ -93,6 +105,16 @@ pub(super) struct Backend {
     pub labels: BTreeMap<Written<Name>, Written<Name>>,
     pub models: BTreeMap<Written<Name>, Written<Name>>,
     pub api_key: Typed<SecretSource>,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default, expecting = "a table such as { ca = \"PATH\" }")]
+pub(super) struct BackendTls {
+    pub ca: Typed<FilePath>,
+    pub client_cert: Typed<FilePath>,
+    pub client_key: Typed<FilePath>,
+    pub server_name: Typed<HostName>,
+    pub insecure: Typed<bool>,
 }
 
 #[derive(Debug, Default, serde::Deserialize)]
@@ -198,14 +220,16 @@ impl<'de, T: Table + Deserialize<'de>> Visitor<'de> for Tables<T> {
 pub(super) type Keys = &'static [&'static str];
 
 /// Every table with fixed keys, and these. In all others (`models`, `labels`, …) the keys are the user's own.
-pub(super) fn tables() -> [(&'static str, Keys); 12] {
+pub(super) fn tables() -> [(&'static str, Keys); 14] {
     [
         ("", keys_of::<File>()),
         ("keys", keys_of::<Key>()),
         ("images", keys_of::<Images>()),
+        ("tls", keys_of::<Tls>()),
         ("plugins", keys_of::<Plugins>()),
         ("plugins.limits", keys_of::<PluginLimits>()),
         ("backends", keys_of::<Backend>()),
+        ("backends.tls", keys_of::<BackendTls>()),
         ("capacity", keys_of::<Capacity>()),
         ("capacity.cost", keys_of::<Cost>()),
         ("queue", keys_of::<Queue>()),

@@ -13,6 +13,7 @@ use super::backends::{self, fetch};
 use super::document::{self, Findings};
 use super::file::{self, File};
 use super::notation::Written;
+use super::tls;
 use super::{Capacity, Config, Cost, Failover, Limits, Mistake, Mistakes, PluginLimits, Plugins, Queue, Timeouts};
 
 /// Where the configuration is looked for when none is named, best first.
@@ -76,6 +77,14 @@ pub fn load(path: Option<&Path>, overrides: &Overrides) -> Result<Config, Mistak
     parse(&text, path, overrides)
 }
 
+/// The files that the configuration at `path` names for TLS, be it good or bad: what is in them is part of it.
+pub fn files(path: &Path) -> Vec<PathBuf> {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let Ok((typed, _)) = document::read(&text) else { return Vec::new() };
+    let folder = path.parent().unwrap_or(Path::new(""));
+    tls::files(typed.tls.as_ref(), &typed.backends.0).into_iter().map(|path| folder.join(path)).collect()
+}
+
 /// Reads the configuration in `text`. `path` is where it stands: relative paths start from its folder.
 ///
 /// Blocks on the files of secrets.
@@ -99,9 +108,11 @@ struct Reading<'a> {
 impl Reading<'_> {
     /// The configuration, of use only where `findings` stays empty.
     fn config(&mut self, typed: File) -> Config {
+        let tls = tls::Reader::new(self.folder);
         let config = Config {
             listen: self.overrides.listen.unwrap_or_else(|| or(typed.listen, LISTEN)),
             admin: self.overrides.admin.unwrap_or_else(|| or(typed.admin, ADMIN)),
+            tls: tls.listen(&mut self.findings, typed.tls),
             admin_token: fetch(&mut self.findings, self.folder, "admin_token", typed.admin_token),
             workers: self.workers(or(typed.workers, 0)),
             reveal: or(typed.reveal, true),
@@ -110,7 +121,7 @@ impl Reading<'_> {
             images: access::images(&mut self.findings, typed.images),
             plugins: self.plugins(typed.plugins),
             models: typed.models.into_iter().map(|(name, natives)| (name.0.0, natives.0.0)).collect(),
-            backends: backends::read(&mut self.findings, self.folder, typed.backends.0, &self.overrides.backends),
+            backends: backends::read(&mut self.findings, &tls, self.folder, typed.backends.0, &self.overrides.backends),
             capacity: self.capacity(typed.capacity),
             queue: queue(typed.queue),
             failover: failover(typed.failover),
@@ -446,6 +457,7 @@ mod tests {
         let full = BackendConfig {
             name: "gpu-a".into(),
             url: "http://gpu-a:8000".parse().unwrap(),
+            tls: None,
             engine: Some(Engine::LlamaCpp),
             slots: Some(32),
             weight: 2,

@@ -15,6 +15,7 @@ mod notation;
 mod registration;
 mod secret;
 mod suggest;
+mod tls;
 mod url;
 
 use std::collections::BTreeMap;
@@ -27,8 +28,9 @@ use ipnet::IpNet;
 use subtle::ConstantTimeEq;
 
 pub use access::{ImagePolicy, Images, KeyConfig};
-pub use meaning::{Overrides, find, load, parse};
+pub use meaning::{Overrides, files, find, load, parse};
 pub use registration::{Registration, registration};
+pub use tls::{BackendTls, ListenTls};
 pub use url::UrlMistake;
 
 /// A complete, valid configuration.
@@ -38,6 +40,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Dashboard, metrics and admin API.
     pub admin: SocketAddr,
+    /// TLS on `listen`; `None`: clear text.
+    pub tls: Option<ListenTls>,
     /// Bearer token for changes through the admin listener.
     pub admin_token: Option<Secret>,
     /// Worker threads; never 0 (0 in the file becomes one a core).
@@ -164,6 +168,8 @@ pub struct BackendConfig {
     pub name: String,
     /// Where it listens.
     pub url: BackendUrl,
+    /// There where `url` is `https://`, and only there.
+    pub tls: Option<BackendTls>,
     /// `None` is `"auto"`: found out by asking.
     pub engine: Option<Engine>,
     /// Configured slots; `None`: what the engine reports, else learned.
@@ -180,12 +186,13 @@ pub struct BackendConfig {
     pub api_key: Option<Secret>,
 }
 
-/// An `http://` base address, taken apart.
+/// An `http://` or `https://` base address, taken apart.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct BackendUrl {
+    pub is_https: bool,
     /// Host name or address, without brackets.
     pub host: String,
-    /// 80 where none was written.
+    /// 80 where none was written, or 443.
     pub port: u16,
     /// Path before every request path, without a trailing slash; empty for most. A trailing `/v1` is
     /// taken off, for the base URLs of OpenAI clients end so.
@@ -205,7 +212,8 @@ impl BackendUrl {
 
 impl std::fmt::Display for BackendUrl {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "http://{}{}", self.authority(), self.prefix)
+        let scheme = if self.is_https { "https" } else { "http" };
+        write!(f, "{scheme}://{}{}", self.authority(), self.prefix)
     }
 }
 
@@ -614,12 +622,6 @@ mod tests {
                 part,
             );
         }
-        assert_one(
-            "[[backends]]\nurl = \"https://gpu\"",
-            "backends[0].url",
-            Some(2),
-            "TLS to backends is not supported yet",
-        );
         assert_one("[[backends]]\nurl = 3", "backends[0].url", Some(2), "an address");
         assert_one("[[backends]]\nname = \"a\"", "backends[0].url", Some(1), "is missing");
     }
@@ -685,10 +687,10 @@ mod tests {
 
     #[test]
     fn mistakes_of_the_command_line_are_told_without_passwords() {
-        let backends = vec!["https://gpu".to_owned(), "http://me:hunter2@gpu".to_owned()];
+        let backends = vec!["ftp://gpu".to_owned(), "http://me:hunter2@gpu".to_owned()];
         let told = parse("", None, &Overrides { backends, ..Overrides::default() }).unwrap_err().to_string();
         assert!(
-            told.contains("--backend: \"https://gpu\": TLS") && told.contains("--backend: \"gpu\": a user name"),
+            told.contains("--backend: \"ftp://gpu\": backends are") && told.contains("--backend: \"gpu\": a user name"),
             "{told}"
         );
         assert!(!told.contains("hunter2"));
@@ -755,7 +757,7 @@ mod tests {
             "[[backends]]\n",
             "name = \"a\"\n",
             "[[backends]]\n",
-            "url = \"https://gpu\"\n",
+            "url = \"ftp://gpu\"\n",
             "name = \"a\"\n",
             "engine = \"olama\"\n",
             "models = { \"\" = \"x\", y = 3 }\n",

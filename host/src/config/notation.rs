@@ -8,6 +8,7 @@ use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use rustls::pki_types::ServerName;
 use serde::de::{Deserialize, Deserializer, Error};
 use toml::Value;
 
@@ -308,6 +309,31 @@ impl Notation for Folder {
     fn read(value: &Value) -> Result<Self, Wrong> {
         let path = text(value)?;
         if path.is_empty() || path.contains('\0') { Err(Wrong::Form) } else { Ok(Self(path.into())) }
+    }
+}
+
+/// The path of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct FilePath(pub PathBuf);
+
+impl Notation for FilePath {
+    const FORM: &'static str = "the path of a file";
+
+    fn read(value: &Value) -> Result<Self, Wrong> {
+        let path = text(value)?;
+        if path.is_empty() || path.contains('\0') { Err(Wrong::Form) } else { Ok(Self(path.into())) }
+    }
+}
+
+/// A name that a certificate may have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct HostName(pub ServerName<'static>);
+
+impl Notation for HostName {
+    const FORM: &'static str = "the name of a host or an IP address, such as \"gpu-a.internal\"";
+
+    fn read(value: &Value) -> Result<Self, Wrong> {
+        ServerName::try_from(text(value)?.to_owned()).map(Self).map_err(|_| Wrong::Form)
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use toml::{Table, Value};
 
 use super::notation::{Notation, Positive, Wrong, describe};
-use super::{BackendConfig, Mistake, Mistakes, Secret, backends, document, secret};
+use super::{BackendConfig, Mistake, Mistakes, Secret, backends, document, secret, tls};
 
 /// A shorter heartbeat would be lost in the jitter of networks and busy nodes.
 const SHORTEST_TTL: Duration = Duration::from_secs(1);
@@ -37,6 +37,10 @@ pub fn registration(name: &str, json: &[u8], folder: &Path) -> Result<Registrati
     if typed.insert("name".to_owned(), Value::from(name)).is_some_and(|other| other.as_str() != Some(name)) {
         mistakes.push(mistake("name", format!("should be left out: the path says {name:?}")));
     }
+    if typed.remove("tls").is_some() {
+        // Paths: whoever registers could have the proxy show its own certificates to an address of their choice.
+        mistakes.push(mistake("tls", "is for the configuration file alone".to_owned()));
+    }
     let ttl = typed.remove("ttl").and_then(|value| ttl(&value).map_err(|why| mistakes.push(mistake("ttl", why))).ok());
     let api_key = typed.remove("api_key").and_then(|key| key_itself(&key).map_err(|why| mistakes.push(why)).ok());
     let read = backend(typed, folder).map_err(|more| mistakes.extend(more));
@@ -51,7 +55,7 @@ fn backend(typed: Table, folder: &Path) -> Result<BackendConfig, Vec<Mistake>> {
     let file = Table::from_iter([("backends".to_owned(), Value::Array(vec![Value::Table(typed)]))]);
     let text = toml::to_string(&file).map_err(|why| vec![mistake("", why.to_string())])?;
     let read = document::read(&text).and_then(|(typed, mut findings)| {
-        let backends = backends::read(&mut findings, folder, typed.backends.0, &[]);
+        let backends = backends::read(&mut findings, &tls::Reader::new(folder), folder, typed.backends.0, &[]);
         let mistakes = findings.into_mistakes();
         backends.into_iter().next().filter(|_| mistakes.is_empty()).ok_or(mistakes)
     });

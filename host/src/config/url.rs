@@ -1,4 +1,4 @@
-//! Base addresses of backends: `http://host[:port][/prefix]`, taken apart and written in one way only.
+//! Base addresses of backends: `http://host[:port][/prefix]` or `https://…`, taken apart and written in one way only.
 //!
 //! Two texts that name the same server in the same way of speaking (letter case, `:80`, a trailing `/` or
 //! `/v1`, forms of an IPv6 address) become equal values. A mistake never quotes more than the host or the
@@ -25,7 +25,7 @@ impl FromStr for BackendUrl {
     type Err = UrlMistake;
 
     fn from_str(text: &str) -> Result<Self, UrlMistake> {
-        let rest = after_scheme(text)?;
+        let (is_https, rest) = scheme(text)?;
         // Anywhere, not only before the first `/`: a password may hold one.
         if rest.contains('@') {
             return Err(mistake("a user name or password does not belong in an address; give the backend an api_key"));
@@ -38,23 +38,25 @@ impl FromStr for BackendUrl {
         }
         let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
         let (host, port) = host_and_port(authority)?;
-        Ok(Self { host, port, prefix: prefix(path)? })
+        let port = port.unwrap_or(if is_https { 443 } else { 80 });
+        Ok(Self { is_https, host, port, prefix: prefix(path)? })
     }
 }
 
-fn after_scheme(text: &str) -> Result<&str, UrlMistake> {
+/// Whether it is `https`, and what stands behind the scheme.
+fn scheme(text: &str) -> Result<(bool, &str), UrlMistake> {
     let Some((scheme, rest)) = text.split_once("://") else {
-        return Err(mistake("should begin with http://, as in \"http://10.0.0.11:8000\""));
+        return Err(mistake("should begin with http:// or https://, as in \"http://10.0.0.11:8000\""));
     };
     match scheme.to_ascii_lowercase().as_str() {
-        "http" => Ok(rest),
-        "https" => Err(mistake("TLS to backends is not supported yet; give its http:// address")),
-        _ => Err(mistake("backends are spoken to by http:// only, as in \"http://10.0.0.11:8000\"")),
+        "http" => Ok((false, rest)),
+        "https" => Ok((true, rest)),
+        _ => Err(mistake("backends are spoken to by http:// or https://, as in \"http://10.0.0.11:8000\"")),
     }
 }
 
-/// Host (lower case, without brackets) and port (80 where none is written) of an authority without user info.
-fn host_and_port(authority: &str) -> Result<(String, u16), UrlMistake> {
+/// Host (lower case, without brackets) and port of an authority without user info.
+fn host_and_port(authority: &str) -> Result<(String, Option<u16>), UrlMistake> {
     let (host, port) = match authority.strip_prefix('[') {
         Some(rest) => {
             let (address, port) =
@@ -93,13 +95,13 @@ fn host_name(name: &str) -> Result<String, UrlMistake> {
     Ok(name.to_ascii_lowercase())
 }
 
-/// The number in `:8000`; nothing at all means 80.
-fn port_number(text: &str) -> Result<u16, UrlMistake> {
+/// The number in `:8000`; `None` for nothing at all.
+fn port_number(text: &str) -> Result<Option<u16>, UrlMistake> {
     if text.is_empty() {
-        return Ok(80);
+        return Ok(None);
     }
     let digits = text.strip_prefix(':').filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()));
-    digits.and_then(|digits| digits.parse().ok()).filter(|port| *port != 0).ok_or_else(|| {
+    digits.and_then(|digits| digits.parse().ok()).filter(|port| *port != 0).map(Some).ok_or_else(|| {
         mistake(format!("the port should be a number from 1 to 65535, not {:?}", text.trim_start_matches(':')))
     })
 }
@@ -131,6 +133,8 @@ mod tests {
             ("http://gpu/apiv1", "http://gpu:80/apiv1"),
             ("http://[::1]:8000/v1", "http://[::1]:8000"),
             ("http://[2001:DB8:0:0::1]", "http://[2001:db8::1]:80"),
+            ("https://GPU-A.local/v1", "https://gpu-a.local:443"),
+            ("HTTPS://gpu:80", "https://gpu:80"),
         ] {
             let url: BackendUrl = text.parse().unwrap_or_else(|why| panic!("{text}: {why}"));
             assert_eq!(url.to_string(), meant, "{text}");
@@ -148,8 +152,7 @@ mod tests {
         for (text, reason) in [
             ("", "should begin with http://"),
             ("10.0.0.11:8000", "should begin with http://"),
-            ("https://gpu:8000", "TLS to backends is not supported yet"),
-            ("unix://run/gpu.sock", "http:// only"),
+            ("unix://run/gpu.sock", "http:// or https://"),
             ("http://", "no host"),
             ("http://:8000", "no host"),
             ("http:///v1", "no host"),

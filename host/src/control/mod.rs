@@ -12,6 +12,7 @@ mod plugins;
 mod poll;
 mod registered;
 mod reload;
+mod source;
 mod status;
 mod successor;
 mod watch;
@@ -33,8 +34,9 @@ use crate::fleet::Queue;
 use crate::metrics::Metrics;
 pub use handed::Handed;
 pub use plugins::Plugins;
-use reload::{Change, Reload};
-pub use reload::{ConfigSource, first_snapshot};
+pub use reload::first_snapshot;
+use reload::{Change, Reload, log_warnings};
+pub use source::ConfigSource;
 use status::Status;
 use watch::{Watch, folder_of};
 
@@ -45,6 +47,8 @@ const CHANGES: usize = 1024;
 #[derive(Debug, Clone, Copy)]
 pub struct Listening {
     pub traffic: SocketAddr,
+    /// Whether applications speak TLS with it.
+    pub is_https: bool,
     pub admin: SocketAddr,
 }
 
@@ -67,7 +71,9 @@ async fn serve(
     let mut signals = Signals::new()?;
     descriptors::raise_limit();
     let (traffic, admin) = doors(&config, handed)?;
-    let listening = Listening { traffic: traffic.address()?, admin: admin.address()? };
+    let is_https = config.tls.is_some();
+    let listening = Listening { traffic: traffic.address()?, is_https, admin: admin.address()? };
+    log_warnings(&config);
 
     let (faults_in, mut faults) = mpsc::unbounded_channel();
     let (changed_in, mut changed) = mpsc::unbounded_channel();
@@ -79,7 +85,7 @@ async fn serve(
     let plugins = Plugins::load(&config, move || _ = compiled_in.send(()))?;
     let snapshot = first_snapshot(config, &plugins, &queue)?;
     let shared = Shared::new(snapshot, queue, Metrics::new(workers), faults_in, workers);
-    let status = Status::new(source.path.as_deref());
+    let status = Status::new(&source.files());
     let mut watch = Watch::new(watched(&shared, &source));
     plugins.give_way();
     let mut reload = Reload::new(Arc::clone(&shared), source.clone(), plugins, Arc::clone(&status), changed_in);
@@ -118,20 +124,9 @@ async fn serve(
                 reload.fleet_changed().await;
             }
             Some(change) = changes.recv() => reload.change(together(change, &mut changes)).await,
-            () = reload.registration_ends() => {
-                // Who renews at this moment is in time.
-                if let Ok(change) = changes.try_recv() {
-                    reload.change(together(change, &mut changes)).await;
-                }
-                reload.expire().await;
-            }
+            () = reload.registration_ends() => expire(&mut reload, &mut changes).await,
             signal = signals.next() => match signal {
-                Told::Reload => {
-                    notify::reloading();
-                    reload.config_changed(true).await;
-                    reload.plugins_changed().await;
-                    notify::ready();
-                }
+                Told::Reload => reload_all(&mut reload).await,
                 Told::End => break,
             }
         }
@@ -142,6 +137,23 @@ async fn serve(
     notify::stopping();
     status.ready.store(false, Relaxed);
     end(server, &shared, &phase_in, &mut signals, &timeouts).await
+}
+
+/// A registration was not renewed in time.
+async fn expire(reload: &mut Reload, changes: &mut mpsc::Receiver<Change>) {
+    // Who renews at this moment is in time.
+    if let Ok(change) = changes.try_recv() {
+        reload.change(together(change, changes)).await;
+    }
+    reload.expire().await;
+}
+
+/// As SIGHUP asks for.
+async fn reload_all(reload: &mut Reload) {
+    notify::reloading();
+    reload.config_changed(true).await;
+    reload.plugins_changed().await;
+    notify::ready();
 }
 
 /// The sockets to listen on: handed over, or bound here.
@@ -163,7 +175,11 @@ fn together(first: Change, more: &mut mpsc::Receiver<Change>) -> Vec<Change> {
 fn watched(shared: &Shared, source: &ConfigSource) -> Vec<PathBuf> {
     let plugins = shared.snapshot.load().config.plugins.dir.clone();
     let parent = folder_of(&plugins);
-    source.path.as_deref().map(folder_of).into_iter().chain([plugins, parent]).collect()
+    let mut folders: Vec<PathBuf> =
+        source.files().iter().map(|file| folder_of(file)).chain([plugins, parent]).collect();
+    folders.sort_unstable();
+    folders.dedup();
+    folders
 }
 
 /// Stops in order: unready, still listening; then no new connections; then what remains is cut. A second

@@ -5,7 +5,6 @@ mod changes;
 mod fleet;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -19,29 +18,14 @@ use super::build::{self, NotStarted, Parts};
 use super::plugins::{Plugins, is_active, mistake};
 use super::poll::{FleetChanged, Polling};
 use super::registered::Registered;
+use super::source::ConfigSource;
 use super::status::Status;
-use crate::config::{self, BackendConfig, Config, Mistake, Mistakes, Overrides};
+use crate::config::{BackendConfig, Config, Mistake, Mistakes};
 use crate::edge::upstream::Pool;
 use crate::edge::{FaultReport, Keyring, Member, Shared, Snapshot};
 use crate::fleet::{Backend, Queue};
 use crate::plugin::{Kind, Strikes, Version, What};
 pub use changes::{Change, Changed, Refused, Wish};
-
-/// Where the configuration comes from.
-#[derive(Debug, Clone)]
-pub struct ConfigSource {
-    pub path: Option<PathBuf>,
-    pub overrides: Overrides,
-}
-
-impl ConfigSource {
-    /// Reads and checks it, off this thread: it reads secrets from files too.
-    async fn load(&self) -> Result<Config, Mistakes> {
-        let source = self.clone();
-        let loaded = spawn_blocking(move || config::load(source.path.as_deref(), &source.overrides)).await;
-        loaded.unwrap_or_else(|panic| Err(Mistakes { path: None, all: vec![mistake("", panic.to_string())] }))
-    }
-}
 
 /// The fleet that configuration and registrations ask for, keeping the backends that live already: those in use, and those that left
 /// and still hold requests, whose slots are not free because a file says so.
@@ -151,12 +135,13 @@ impl Reload {
 
     /// Reads the configuration again. `forced`: also where its text is the same (SIGHUP).
     pub async fn config_changed(&mut self, forced: bool) {
-        if !self.status.is_new_text(self.source.path.as_deref()) && !forced {
+        if !self.status.is_new_text(&self.source.files()) && !forced {
             return;
         }
         match self.reconfigure().await {
             Ok(()) => {
                 tracing::info!("configuration reloaded");
+                log_warnings(&self.shared.snapshot.load().config);
                 self.status.config_loaded(SystemTime::now());
             }
             Err(mistakes) => {
@@ -323,6 +308,13 @@ impl Reload {
     }
 }
 
+/// What is allowed and should not go unsaid.
+pub fn log_warnings(config: &Config) {
+    for warning in config.warnings(SystemTime::now()) {
+        tracing::warn!("{warning}");
+    }
+}
+
 fn is_in(fleet: &[Member], one: &Member) -> bool {
     fleet.iter().any(|member| member.backend.id == one.backend.id)
 }
@@ -332,6 +324,8 @@ fn unchangeable(old: &Config, new: &Config) -> Vec<Mistake> {
     let differs = [
         ("listen", old.listen != new.listen),
         ("admin", old.admin != new.admin),
+        // The files may: only whether there is TLS at all is part of the address.
+        ("tls", old.tls.is_some() != new.tls.is_some()),
         ("workers", old.workers != new.workers),
         // A slip that leaves no key would open the proxy to everybody.
         ("keys", new.keys.is_empty() && !old.keys.is_empty()),

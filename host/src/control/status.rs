@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
@@ -37,7 +37,7 @@ pub struct Status {
 /// How reloads went, since the start.
 #[derive(Debug, Clone, Default)]
 pub struct Reloads {
-    /// Hash of the text that was read last, good or bad.
+    /// Hash of the text that was read last, good or bad, and of the files that it names.
     text: Option<u64>,
     /// Good loads of the configuration, the first included.
     pub config_generation: u64,
@@ -66,10 +66,10 @@ impl Reloads {
 
 impl Status {
     /// As it is after the first, good load.
-    pub fn new(path: Option<&Path>) -> Arc<Self> {
+    pub fn new(files: &[PathBuf]) -> Arc<Self> {
         let started_at = SystemTime::now();
         let reloads = Reloads {
-            text: text(path),
+            text: text(files),
             config_generation: 1,
             config_loaded_at: Some(started_at),
             ..Reloads::default()
@@ -81,7 +81,7 @@ impl Status {
             events: Events::default(),
             ready: AtomicBool::new(false),
             started_at,
-            config_path: path.map(Path::to_owned),
+            config_path: files.first().cloned(),
             reloads: Mutex::new(reloads),
         })
     }
@@ -90,9 +90,10 @@ impl Status {
         self.reloads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the file's text is not the one read last. A file that is gone for a moment is no change.
-    pub fn is_new_text(&self, path: Option<&Path>) -> bool {
-        let Some(now) = text(path) else { return false };
+    /// Whether the text of these files is not the one read last: of the configuration's first, then of those it names. One
+    /// whose configuration is gone for a moment is no change.
+    pub fn is_new_text(&self, files: &[PathBuf]) -> bool {
+        let Some(now) = text(files) else { return false };
         self.reloads().text.replace(now) != Some(now)
     }
 
@@ -128,10 +129,13 @@ impl Status {
     }
 }
 
-fn text(path: Option<&Path>) -> Option<u64> {
-    let text = std::fs::read(path?).ok()?;
+fn text(files: &[PathBuf]) -> Option<u64> {
+    let (own, named) = files.split_first()?;
     let mut hasher = DefaultHasher::new();
-    text.hash(&mut hasher);
+    std::fs::read(own).ok()?.hash(&mut hasher);
+    for file in named {
+        std::fs::read(file).ok().hash(&mut hasher);
+    }
     Some(hasher.finish())
 }
 
@@ -141,7 +145,7 @@ mod tests {
 
     #[test]
     fn files_of_many_names_do_not_become_as_many_labels() {
-        let status = Status::new(None);
+        let status = Status::new(&[]);
         status.plugin_reloaded("mine", true);
         for number in 0..2 * PLUGINS_LIMIT {
             status.plugin_reloaded(&format!("junk-{number}"), false);

@@ -167,10 +167,9 @@ async fn send(
 ) -> Result<Answer, Failure> {
     let chunks = sending.body.with_model(&candidate.native, &candidate.native_json);
     let request = Outgoing { method: sending.method, target: sending.target, headers: &sending.headers, body: &chunks };
-    let to = (member.backend.id, &member.backend.url);
     // A kept connection may just be closing, and then nobody knows whether the request was read.
     let fresh = !sending.may_repeat || sending.fresh;
-    upstream::send(&worker.pool, to, &request, timeouts, fresh).await
+    upstream::send(&worker.pool, member, &request, timeouts, fresh).await
 }
 
 /// Tells an answer for the client from one that another backend should be asked about first.
@@ -224,7 +223,7 @@ impl Ended {
     fn failed(failure: &Failure, lease: Lease, after: Duration) -> Box<Self> {
         let cause = match failure {
             Failure::Local(_) => Cause::Local,
-            Failure::Connect(_) | Failure::ConnectTimeout => Cause::Connect,
+            Failure::Connect(_) | Failure::Tls(_) | Failure::ConnectTimeout => Cause::Connect,
             Failure::Unanswered { idle: Some(idle) } if after < CLOSED_FOR_AGE && *idle >= SHORTEST_KEEP_ALIVE => {
                 Cause::Stale
             }

@@ -19,8 +19,9 @@ use std::time::Duration;
 use bytes::{Buf, BytesMut};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
+
+use super::wire::Wire;
 
 /// Read ahead at most; a client that sends more behind a request than this waits, unwatched, for its answer.
 const AHEAD_LIMIT: usize = 16 * 1024;
@@ -35,7 +36,7 @@ pub struct ClientStream(Rc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    stream: RefCell<TcpStream>,
+    stream: RefCell<Wire>,
     ahead: RefCell<BytesMut>,
     /// Exchanges whose request has been read and whose answer has not ended.
     exchanges: Cell<u32>,
@@ -88,7 +89,7 @@ enum Seen {
 }
 
 impl ClientStream {
-    pub fn new(stream: TcpStream) -> Self {
+    pub fn new(stream: Wire) -> Self {
         Self(Rc::new(Shared {
             stream: RefCell::new(stream),
             ahead: RefCell::default(),
@@ -98,6 +99,10 @@ impl ClientStream {
             blocked: Cell::new(None),
             breaks_off: Cell::new(false),
         }))
+    }
+
+    pub fn is_tls(&self) -> bool {
+        matches!(&*self.0.stream.borrow(), Wire::Tls(_))
     }
 
     /// Reads just enough to tell HTTP/2 from HTTP/1; nothing is lost.
@@ -121,7 +126,7 @@ impl ClientStream {
     /// Has the kernel end the connection where the client acknowledges nothing for so long.
     pub fn acknowledge_within(&self, limit: Duration) {
         // Where the kernel does not know how, our own watch is all there is.
-        let _ = SockRef::from(&*self.0.stream.borrow()).set_tcp_user_timeout(Some(limit));
+        let _ = SockRef::from(self.0.stream.borrow().tcp()).set_tcp_user_timeout(Some(limit));
     }
 
     /// A head has been read.
@@ -184,7 +189,7 @@ impl ClientStream {
     /// Makes the coming end of the connection a reset, which also drops what the kernel still holds for the client.
     fn break_off(&self) {
         // An error means that it is closed already.
-        let _ = self.0.stream.borrow().set_zero_linger();
+        let _ = self.0.stream.borrow().tcp().set_zero_linger();
     }
 
     /// Whether the kernel took what was written.

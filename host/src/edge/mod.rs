@@ -27,7 +27,9 @@ mod route;
 mod server;
 mod snapshot;
 mod streams;
+mod tls;
 pub mod upstream;
+mod wire;
 mod worker;
 
 pub use access::Keyring;

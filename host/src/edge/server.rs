@@ -28,6 +28,7 @@ use super::forwarded::Peer;
 use super::proxy::{self, Client};
 use super::snapshot::Shared;
 use super::streams::Streams;
+use super::tls;
 use super::worker::Worker;
 
 /// A client that sends no request for so long is let go.
@@ -194,26 +195,36 @@ async fn finish(open: &Rc<()>, mut phase: watch::Receiver<Phase>) {
 async fn connection(worker: &Rc<Worker>, stream: StdStream, phase: watch::Receiver<Phase>) {
     let Ok(stream) = TcpStream::from_std(stream) else { return };
     let Ok(peer) = stream.peer_addr() else { return };
-    let mut stream = ClientStream::new(stream);
     let mut draining = phase.clone();
     let late = async {
         let _ = draining.wait_for(|phase| *phase > Phase::Serving).await;
         tokio::time::sleep(FIRST_WORD).await;
     };
     let spoken = tokio::select! {
-        spoken = timeout(IDLE_TIMEOUT, stream.speaks_http2()) => spoken,
+        spoken = timeout(IDLE_TIMEOUT, first_words(worker, stream)) => spoken,
         // It has said nothing yet: there is nothing to finish.
         () = late => return,
     };
-    let Ok(Ok(is_http2)) = spoken else { return };
+    let Ok(Ok((stream, is_http2))) = spoken else { return };
     let watched = (!is_http2).then(|| stream.clone());
-    let client = Rc::new(Client { peer: Peer::new(peer.ip(), "http"), watched });
+    let scheme = if stream.is_tls() { "https" } else { "http" };
+    let client = Rc::new(Client { peer: Peer::new(peer.ip(), scheme), watched });
     // Boxed, so that a connection is as large as what it speaks, and not as the largest that it could speak.
     if is_http2 {
         Box::pin(serve_http2(worker, client, stream, phase)).await
     } else {
         Box::pin(serve_http1(worker, client, stream, phase)).await
     }
+}
+
+/// The connection, by TLS where that is configured, and whether HTTP/2 is spoken on it.
+async fn first_words(worker: &Worker, stream: TcpStream) -> io::Result<(ClientStream, bool)> {
+    let current = worker.current();
+    let mut stream = ClientStream::new(tls::open(stream, current.snapshot.config.tls.as_ref()).await?);
+    drop(current);
+    // By its first bytes, also where ALPN has settled it: who agreed on HTTP/2 begins with nothing else (RFC 9113 §3.4).
+    let is_http2 = stream.speaks_http2().await?;
+    Ok((stream, is_http2))
 }
 
 async fn serve_http1(worker: &Rc<Worker>, client: Rc<Client>, stream: ClientStream, mut phase: watch::Receiver<Phase>) {

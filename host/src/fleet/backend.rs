@@ -367,7 +367,7 @@ pub(super) mod tests {
 
     /// A backend that is up and has so many slots.
     pub fn backend_with(queue: &Arc<Queue>, slots: u32) -> Arc<Backend> {
-        let url = BackendUrl { host: "127.0.0.1".into(), port: 1, prefix: String::new() };
+        let url = BackendUrl { is_https: false, host: "127.0.0.1".into(), port: 1, prefix: String::new() };
         let backend = Backend::new("test", url, Arc::clone(queue));
         backend.configure(Some(slots), None, &limits());
         backend.reported_in(&Report::default(), &limits());

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::View;
 use crate::clock::millis;
-use crate::config::Mistakes;
+use crate::config::{BackendConfig, BackendTls, KeyConfig, Mistakes};
 use crate::edge::Member;
 use crate::fleet::Backend;
 use crate::plugin::Row;
@@ -86,6 +86,7 @@ fn backend(member: &Member, models: Map<String, Value>, source: Source) -> Value
         "models": models,
         "room": backend.room(),
         "taken": backend.taken(),
+        "tls": member.config.tls.as_ref().map(|tls| if tls.insecure { "insecure" } else { "verified" }),
         "weight": member.config.weight,
         "tier": member.config.tier,
         "labels": member.config.labels,
@@ -149,15 +150,12 @@ pub fn config(view: &View) -> Value {
         "errors": reloads.config_mistakes.as_ref().map(mistakes).unwrap_or_default(),
         "config": {
             "listen": config.listen,
+            "tls": config.tls.as_ref().map(|tls| json!({"cert": tls.cert, "key": tls.key, "client_ca": tls.client_ca})),
             "admin": config.admin,
             "workers": config.workers,
             "reveal": config.reveal,
-            "keys": config.keys.iter().map(|key| json!({
-                "name": key.name,
-                "requests_per_minute": key.requests_per_minute,
-                "concurrency": key.concurrency,
-                "bytes_per_minute": key.bytes_per_minute,
-            })).collect::<Vec<_>>(),
+            "trusted_proxies": config.trusted_proxies.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "keys": config.keys.iter().map(client_key).collect::<Vec<_>>(),
             "images": {"policy": config.images.policy.name(), "domains": config.images.domains},
             "plugins": {
                 "dir": config.plugins.dir,
@@ -169,17 +167,7 @@ pub fn config(view: &View) -> Value {
                 "trusted_keys": config.plugins.trusted_keys,
             },
             "models": config.models,
-            "backends": config.backends.iter().map(|backend| json!({
-                "name": backend.name,
-                "url": backend.url.to_string(),
-                "engine": backend.engine.map_or("auto", |engine| engine.name()),
-                "slots": backend.slots,
-                "weight": backend.weight,
-                "tier": backend.tier,
-                "labels": backend.labels,
-                "models": backend.models,
-                "api_key": backend.api_key.as_ref().map(|_| "(set)"),
-            })).collect::<Vec<_>>(),
+            "backends": config.backends.iter().map(configured).collect::<Vec<_>>(),
             "capacity": {
                 "poll_interval": seconds(config.capacity.poll_interval),
                 "stale_after": seconds(config.capacity.stale_after),
@@ -210,6 +198,42 @@ pub fn config(view: &View) -> Value {
             },
             "limits": {"body_bytes": config.limits.body_bytes, "bodies_in_flight_bytes": config.limits.bodies_in_flight_bytes},
         },
+    })
+}
+
+fn tls(tls: &BackendTls) -> Value {
+    json!({
+        "ca": tls.ca,
+        "client_cert": tls.client_cert,
+        "client_key": tls.client_key,
+        "server_name": tls.server_name.to_str(),
+        "insecure": tls.insecure,
+    })
+}
+
+/// A key of `[[keys]]`; of its hash nothing.
+fn client_key(key: &KeyConfig) -> Value {
+    json!({
+        "name": key.name,
+        "requests_per_minute": key.requests_per_minute,
+        "concurrency": key.concurrency,
+        "bytes_per_minute": key.bytes_per_minute,
+    })
+}
+
+/// A table of `[[backends]]`, without its key.
+fn configured(backend: &BackendConfig) -> Value {
+    json!({
+        "name": backend.name,
+        "url": backend.url.to_string(),
+        "tls": backend.tls.as_ref().map(tls),
+        "engine": backend.engine.map_or("auto", |engine| engine.name()),
+        "slots": backend.slots,
+        "weight": backend.weight,
+        "tier": backend.tier,
+        "labels": backend.labels,
+        "models": backend.models,
+        "api_key": backend.api_key.as_ref().map(|_| "(set)"),
     })
 }
 

@@ -48,7 +48,7 @@ async fn change(view: &View, request: Request<Incoming>) -> Result<Answer, Answe
         (Some(_), &Method::POST) => Wish::Undrain,
         (Some(_), _) => return Err(not_allowed("POST")),
         (None, &Method::DELETE) => Wish::Delete,
-        (None, &Method::PUT) => Wish::Register(registration(view, &name, request.into_body()).await?),
+        (None, &Method::PUT) => Wish::Register(Box::new(registration(view, &name, request.into_body()).await?)),
         (None, _) => return Err(not_allowed("PUT, DELETE")),
     };
     let (answer, made) = oneshot::channel();

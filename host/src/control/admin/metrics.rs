@@ -8,7 +8,7 @@ mod gauges;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::UNIX_EPOCH;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text};
@@ -181,6 +181,12 @@ const FAMILIES: &[Family] = &[
         "1 while failures of real traffic keep the backend out of use, else 0",
         |all, to| to.backends(all, |backend| Some(one_if(backend.is_ejected))),
     ),
+    gauge(
+        "vision_proxy_backend_tls_insecure",
+        &["backend"],
+        "1 where the certificate of a backend at an https:// address is not verified (tls.insecure), else 0",
+        |all, to| to.backends(all, |backend| backend.is_insecure.map(one_if)),
+    ),
     counter(
         "vision_proxy_backend_failures",
         &["backend"],
@@ -220,10 +226,18 @@ const FAMILIES: &[Family] = &[
         "Lines of the log that were dropped because nobody took them",
         |all, to| to.count(&[], all.gauges.log_lines_dropped),
     ),
+    gauge(
+        "vision_proxy_tls_cert_expiry_time_seconds",
+        &[],
+        "When the listener's certificate expires, since the epoch",
+        |all, to| all.gauges.cert_not_after.map_or(Ok(()), |at| to.time(at)),
+    ),
     gauge("vision_proxy_build_info", &["version"], "Always 1; its label says what runs", |_, to| {
         to.number(&[env!("CARGO_PKG_VERSION")], 1.0)
     }),
-    gauge("process_start_time_seconds", &[], "When the process started, since the epoch", started),
+    gauge("process_start_time_seconds", &[], "When the process started, since the epoch", |all, to| {
+        to.time(all.gauges.started_at)
+    }),
 ];
 
 impl Collector for Exposed {
@@ -261,6 +275,11 @@ impl Writer<'_> {
     fn number(&mut self, values: &[&str], number: f64) -> fmt::Result {
         let labels = self.labels(values);
         self.metric.encode_family(&labels)?.encode_gauge(&number)
+    }
+
+    /// Since the epoch.
+    fn time(&mut self, at: SystemTime) -> fmt::Result {
+        self.number(&[], at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64())
     }
 
     fn histogram(&mut self, values: &[&str], total: &HistogramTotal) -> fmt::Result {
@@ -377,9 +396,4 @@ fn tokens(all: &Exposed, to: &mut Writer<'_>) -> fmt::Result {
         to.count(&[model, "completion"], completion)?;
     }
     Ok(())
-}
-
-fn started(all: &Exposed, to: &mut Writer<'_>) -> fmt::Result {
-    let since_epoch = all.gauges.started_at.duration_since(UNIX_EPOCH).unwrap_or_default();
-    to.number(&[], since_epoch.as_secs_f64())
 }

@@ -56,9 +56,7 @@ impl Asker {
         let backend = &self.member.backend;
         let request = Outgoing { method: &Method::GET, target: path, headers: &headers, body: &[] };
         let deadline = Instant::now() + QUESTION_TIMEOUT;
-        let ask = |fresh| {
-            timeout_at(deadline, upstream::send(&self.pool, (backend.id, &backend.url), &request, &timeouts, fresh))
-        };
+        let ask = |fresh| timeout_at(deadline, upstream::send(&self.pool, &self.member, &request, &timeouts, fresh));
         let answer = match ask(false).await {
             Ok(Err(Failure::Unanswered { idle: Some(_) })) => ask(true).await,
             other => other,
@@ -66,7 +64,7 @@ impl Asker {
         let answer = answer.map_err(|_| NoAnswer::Silent("no answer in time".into()))?;
         backend.takes_connections(!matches!(answer, Err(Failure::Connect(ErrorKind::ConnectionRefused))));
         let mut answer = answer.map_err(|failure| match failure {
-            Failure::Connect(_) | Failure::ConnectTimeout => NoAnswer::Gone(failure.to_string()),
+            Failure::Connect(_) | Failure::Tls(_) | Failure::ConnectTimeout => NoAnswer::Gone(failure.to_string()),
             Failure::Local(_) => NoAnswer::Unasked(failure.to_string()),
             _ => NoAnswer::Silent(failure.to_string()),
         })?;

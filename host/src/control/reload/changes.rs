@@ -22,7 +22,7 @@ pub struct Change {
 /// What is wanted of a backend.
 #[derive(Debug)]
 pub enum Wish {
-    Register(Registration),
+    Register(Box<Registration>),
     Delete,
     /// No new request; what runs finishes.
     Drain,

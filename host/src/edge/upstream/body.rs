@@ -5,11 +5,11 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
 use super::framing::{Framing, Progress};
-use super::pool::Pool;
+use super::pool::{Peer, Pool};
+use crate::edge::wire::Wire;
 
 /// Why a body ended before its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -26,7 +26,7 @@ pub enum Broken {
 #[derive(Debug)]
 pub struct UpstreamBody {
     /// `None` once the body is complete: the connection is back in the pool, or closed.
-    stream: Option<TcpStream>,
+    stream: Option<Wire>,
     framing: Framing,
     /// Payload that was read together with the head.
     first: Bytes,
@@ -41,7 +41,7 @@ pub struct UpstreamBody {
 /// Where the connection goes after the last byte.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Home {
-    pub backend: u64,
+    pub peer: Peer,
     pub reusable: bool,
     /// `Keep-Alive: timeout` of the answer.
     pub advertised: Option<Duration>,
@@ -60,7 +60,7 @@ impl UpstreamBody {
     /// # Errors
     /// Where that already breaks the framing.
     pub(super) fn begin(
-        stream: TcpStream,
+        stream: Wire,
         framing: Framing,
         behind_head: &Bytes,
         pool: &Rc<Pool>,
@@ -159,7 +159,7 @@ impl UpstreamBody {
             && self.home.reusable
             && rest == 0
         {
-            self.pool.put(self.home.backend, stream, self.home.advertised);
+            self.pool.put(self.home.peer, stream, self.home.advertised);
         }
     }
 

@@ -8,6 +8,7 @@
 //! end, with nothing behind it (RFC 9112 §9); everything else closes it.
 
 mod body;
+mod connect;
 mod framing;
 mod names;
 mod pool;

@@ -1,20 +1,21 @@
 //! Idle connections of one worker, by backend: last used first, so that few stay warm.
 
-use std::cell::{RefCell, RefMut};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::future::poll_fn;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::names::Names;
 use crate::config::BackendUrl;
+use crate::edge::snapshot::Member;
+use crate::edge::wire::Wire;
 
 /// Kept this long where the backend does not say (`Keep-Alive: timeout=…`).
 const KEPT: Duration = Duration::from_secs(60);
@@ -28,9 +29,9 @@ const READ_SIZE: usize = 64 * 1024;
 /// The idle connections, and the buffer into which every read of this worker goes.
 #[derive(Debug)]
 pub struct Pool {
-    idle: RefCell<HashMap<u64, Vec<Idle>>>,
+    idle: RefCell<HashMap<Peer, Vec<Idle>>>,
     scratch: RefCell<Box<[u8]>>,
-    names: Arc<Names>,
+    pub(super) names: Arc<Names>,
     /// Names that connections were taken for lately.
     hosts: RefCell<HashMap<String, Host>>,
 }
@@ -42,9 +43,22 @@ struct Host {
     is_used: bool,
 }
 
+/// Who a connection is to. One that was made by other settings of TLS is to somebody else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Peer {
+    backend: u64,
+    tls: Option<u64>,
+}
+
+impl Peer {
+    pub(super) fn of(member: &Member) -> Self {
+        Self { backend: member.backend.id, tls: member.config.tls.as_ref().map(|tls| tls.sum) }
+    }
+}
+
 #[derive(Debug)]
 struct Idle {
-    stream: TcpStream,
+    stream: Wire,
     since: Instant,
     until: Instant,
 }
@@ -56,12 +70,12 @@ impl Pool {
     }
 
     /// The most recently used connection that is still open and silent, and how long it was idle.
-    pub(super) fn take(&self, backend: u64, url: &BackendUrl) -> Option<(TcpStream, Duration)> {
+    pub(super) fn take(&self, member: &Member) -> Option<(Wire, Duration)> {
         let mut idle = self.idle.borrow_mut();
-        let connections = idle.get_mut(&backend)?;
+        let connections = idle.get_mut(&Peer::of(member))?;
         let now = Instant::now();
-        while let Some(Idle { stream, since, until }) = connections.pop() {
-            if until > now && is_silent(&stream) && !self.has_moved(url, &stream) {
+        while let Some(Idle { mut stream, since, until }) = connections.pop() {
+            if until > now && stream.is_silent() && !self.has_moved(&member.config.url, &stream) {
                 return Some((stream, now - since));
             }
         }
@@ -69,10 +83,10 @@ impl Pool {
     }
 
     /// Keeps a connection whose last answer was read to its end.
-    pub(super) fn put(&self, backend: u64, stream: TcpStream, advertised: Option<Duration>) {
+    pub(super) fn put(&self, peer: Peer, stream: Wire, advertised: Option<Duration>) {
         let kept = advertised.map_or(KEPT, |timeout| timeout.saturating_sub(CLOSING_MARGIN)).min(KEPT);
         let mut idle = self.idle.borrow_mut();
-        let connections = idle.entry(backend).or_default();
+        let connections = idle.entry(peer).or_default();
         if !kept.is_zero() && connections.len() < IDLE_LIMIT {
             let since = Instant::now();
             connections.push(Idle { stream, since, until: since + kept });
@@ -80,7 +94,7 @@ impl Pool {
     }
 
     /// Whether a name points elsewhere by now than to the other end of a connection that was made for it.
-    fn has_moved(&self, url: &BackendUrl, stream: &TcpStream) -> bool {
+    fn has_moved(&self, url: &BackendUrl, stream: &Wire) -> bool {
         if url.host.parse::<IpAddr>().is_ok() {
             return false;
         }
@@ -90,7 +104,7 @@ impl Pool {
         }
         let Some(host) = hosts.get_mut(&url.host) else { return false };
         host.is_used = true;
-        let is_listed = |all: &Arc<[IpAddr]>| stream.peer_addr().is_ok_and(|peer| all.contains(&peer.ip()));
+        let is_listed = |all: &Arc<[IpAddr]>| stream.tcp().peer_addr().is_ok_and(|peer| all.contains(&peer.ip()));
         host.addresses.as_ref().is_some_and(|all| !is_listed(all))
     }
 
@@ -102,7 +116,7 @@ impl Pool {
             std::mem::take(&mut host.is_used)
         });
         self.idle.borrow_mut().retain(|_, connections| {
-            connections.retain(|idle| idle.until > now && is_silent(&idle.stream));
+            connections.retain_mut(|idle| idle.until > now && idle.stream.is_silent());
             !connections.is_empty()
         });
     }
@@ -113,15 +127,10 @@ impl Pool {
         !given_up.is_empty()
     }
 
-    /// The shared read buffer. Never held across an await.
-    pub(super) fn scratch(&self) -> RefMut<'_, Box<[u8]>> {
-        self.scratch.borrow_mut()
-    }
-
     /// Waits for something to read and hands it to `take`; `None` at the end of the stream.
     pub(super) async fn read<T>(
         &self,
-        stream: &mut TcpStream,
+        stream: &mut Wire,
         mut take: impl FnMut(&[u8]) -> T,
     ) -> std::io::Result<Option<T>> {
         poll_fn(|cx| self.poll_read(stream, cx, &mut take)).await
@@ -131,34 +140,14 @@ impl Pool {
     /// the kernel once more to learn that there is nothing.
     pub(super) fn poll_read<T>(
         &self,
-        stream: &mut TcpStream,
+        stream: &mut Wire,
         cx: &mut Context<'_>,
         take: impl FnOnce(&[u8]) -> T,
     ) -> Poll<std::io::Result<Option<T>>> {
-        let mut scratch = self.scratch();
+        let mut scratch = self.scratch.borrow_mut();
         let mut buffer = ReadBuf::new(&mut scratch);
         ready!(Pin::new(stream).poll_read(cx, &mut buffer))?;
         let read = buffer.filled();
         Poll::Ready(Ok((!read.is_empty()).then(|| take(read))))
     }
-}
-
-/// Open, with no byte that nobody asked for.
-fn is_silent(stream: &TcpStream) -> bool {
-    matches!(stream.try_read(&mut [0]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
-}
-
-/// Opens a connection.
-pub(super) async fn connect(pool: &Pool, url: &BackendUrl) -> std::io::Result<TcpStream> {
-    let stream = match url.host.parse::<IpAddr>() {
-        Ok(address) => TcpStream::connect((address, url.port)).await?,
-        Err(_) => {
-            let addresses = pool.names.resolve(&url.host).await?;
-            let all: Vec<SocketAddr> = addresses.iter().map(|address| SocketAddr::new(*address, url.port)).collect();
-            TcpStream::connect(&*all).await?
-        }
-    };
-    // Heads and small bodies leave at once; large bodies are written in large pieces anyway.
-    stream.set_nodelay(true)?;
-    Ok(stream)
 }

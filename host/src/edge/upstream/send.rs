@@ -1,20 +1,25 @@
 //! One attempt: a request over one connection, up to the head of its answer.
 
+use std::future::poll_fn;
 use std::io::{self, ErrorKind, IoSlice};
 use std::mem::MaybeUninit;
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
-use tokio::io::Interest;
-use tokio::net::TcpStream;
+use tokio::io::AsyncWrite;
 use tokio::time::timeout;
 
 use super::body::{Home, UpstreamBody};
+use super::connect::{connect, refused_certificate};
 use super::framing::{Chunks, Framing};
-use super::pool::{self, Pool};
+use super::pool::{Peer, Pool};
 use crate::config::{BackendUrl, Timeouts};
+use crate::edge::snapshot::Member;
+use crate::edge::wire::Wire;
 
 /// Largest head of an answer, in bytes.
 const HEAD_LIMIT: usize = 64 * 1024;
@@ -52,6 +57,9 @@ pub enum Failure {
     Local(io::Error),
     #[error("cannot connect: {0}")]
     Connect(io::ErrorKind),
+    /// Nothing was sent: it is not who it should be, or we are not for it.
+    #[error("no TLS: {0}")]
+    Tls(String),
     #[error("connecting timed out")]
     ConnectTimeout,
     /// The connection ended before a byte of an answer. `idle`: how long a kept one had been idle; the backend may just
@@ -68,40 +76,35 @@ pub enum Failure {
 /// [`Failure`] says how far it came; the connection is closed.
 pub async fn send(
     pool: &Rc<Pool>,
-    backend: (u64, &BackendUrl),
+    to: &Member,
     request: &Outgoing<'_>,
     timeouts: &Timeouts,
     fresh: bool,
 ) -> Result<Answer, Failure> {
-    let (id, url) = backend;
-    let idle = if fresh { None } else { pool.take(id, url) };
+    let idle = if fresh { None } else { pool.take(to) };
     let (kept, idle) = idle.unzip();
     let mut stream = match kept {
         Some(stream) => stream,
-        None => match connect(pool, url, timeouts).await {
+        None => match connected(pool, to, timeouts).await {
             // What idle connections hold may be what is missing.
-            Err(Failure::Local(_)) if pool.give_up() => connect(pool, url, timeouts).await?,
+            Err(Failure::Local(_)) if pool.give_up() => connected(pool, to, timeouts).await?,
             connected => connected?,
         },
     };
-    let unanswered = |_| Failure::Unanswered { idle };
-    let written = write(&mut stream, &head(request, url), request.body, pool).await.map_err(unanswered)?;
+    let written = write(&mut stream, &head(request, &to.config.url), request.body, pool).await;
+    let written = written.map_err(|error| unanswered(Some(&error), idle))?;
     let head = read_head(&mut stream, pool, written.answered, idle).await?;
-    head.into_answer(stream, pool, id, written.whole, timeouts.between_chunks, request.method)
+    head.into_answer(stream, pool, Peer::of(to), written.whole, timeouts.between_chunks, request.method)
 }
 
-async fn connect(pool: &Pool, url: &BackendUrl, timeouts: &Timeouts) -> Result<TcpStream, Failure> {
-    timeout(timeouts.connect, pool::connect(pool, url)).await.map_err(|_| Failure::ConnectTimeout)?.map_err(unconnected)
+async fn connected(pool: &Pool, to: &Member, timeouts: &Timeouts) -> Result<Wire, Failure> {
+    timeout(timeouts.connect, connect(pool, &to.config)).await.map_err(|_| Failure::ConnectTimeout)?
 }
 
-/// EMFILE, ENFILE, ENOMEM, ENOBUFS and EADDRNOTAVAIL: what connecting lacks on this side.
-const LOCAL_ERRORS: [i32; 5] = [24, 23, 12, 105, 99];
-
-fn unconnected(error: io::Error) -> Failure {
-    match error.raw_os_error() {
-        Some(code) if LOCAL_ERRORS.contains(&code) => Failure::Local(error),
-        _ => Failure::Connect(error.kind()),
-    }
+/// What it means that a connection ended before an answer; without an error it ended in order.
+fn unanswered(error: Option<&io::Error>, idle: Option<Duration>) -> Failure {
+    let refused = error.filter(|_| idle.is_none()).and_then(refused_certificate);
+    refused.unwrap_or(Failure::Unanswered { idle })
 }
 
 /// The request line and the fields.
@@ -135,28 +138,40 @@ struct Written {
 
 /// Writes head and body. A backend may answer before it has read everything (413, 401): then the rest
 /// is not sent, for nobody reads it.
-async fn write(stream: &mut TcpStream, head: &[u8], body: &[Bytes], pool: &Pool) -> io::Result<Written> {
+async fn write(stream: &mut Wire, head: &[u8], body: &[Bytes], pool: &Pool) -> io::Result<Written> {
     let mut left = Left { head, body, done: 0 };
     let mut answered = Vec::new();
-    while !left.is_empty() {
-        match left.write(stream) {
-            Ok(written) => left.advance(written),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                if stream.ready(Interest::READABLE | Interest::WRITABLE).await?.is_readable() {
-                    answered.extend(read_early(stream, pool)?.unwrap_or_default());
-                }
+    loop {
+        match poll_fn(|cx| left.poll(stream, pool, cx)).await {
+            Ok(Step::Wrote(written)) => left.advance(written),
+            Ok(Step::Out) => return Ok(Written { whole: true, answered }),
+            Ok(Step::Heard(bytes)) => {
+                answered.extend(bytes);
                 if is_final(&mut answered) {
                     return Ok(Written { whole: false, answered });
                 }
             }
             // It closed, perhaps after saying why.
-            Err(error) => {
-                answered.extend(read_early(stream, pool).ok().flatten().ok_or(error)?);
-                return Ok(Written { whole: false, answered });
-            }
+            Err(error) => match poll_fn(|cx| Poll::Ready(pool.poll_read(stream, cx, <[u8]>::to_vec))).await {
+                Poll::Ready(Ok(Some(bytes))) => {
+                    answered.extend(bytes);
+                    return Ok(Written { whole: false, answered });
+                }
+                // Where TLS was refused, that is what it says now.
+                Poll::Ready(Err(why)) if refused_certificate(&why).is_some() => return Err(why),
+                _ => return Err(error),
+            },
         }
     }
-    Ok(Written { whole: true, answered })
+}
+
+/// One step of writing.
+enum Step {
+    Wrote(usize),
+    /// All of it has left, and nothing waits to be encrypted or sent.
+    Out,
+    /// It said something meanwhile.
+    Heard(Vec<u8>),
 }
 
 /// Whether what a backend said while it was being written to is its answer. `100 Continue` and its like are not; they
@@ -184,7 +199,21 @@ impl Left<'_> {
         self.head.is_empty() && self.body.is_empty()
     }
 
-    fn write(&self, stream: &TcpStream) -> io::Result<usize> {
+    /// Writes, and listens only where that has to wait.
+    fn poll(&self, stream: &mut Wire, pool: &Pool, cx: &mut Context<'_>) -> Poll<io::Result<Step>> {
+        let step = if self.is_empty() {
+            Pin::new(&mut *stream).poll_flush(cx).map_ok(|()| Step::Out)
+        } else {
+            self.poll_write(stream, cx).map_ok(Step::Wrote)
+        };
+        if step.is_ready() {
+            return step;
+        }
+        let heard = ready!(pool.poll_read(stream, cx, <[u8]>::to_vec))?;
+        Poll::Ready(heard.map(Step::Heard).ok_or(ErrorKind::UnexpectedEof.into()))
+    }
+
+    fn poll_write(&self, stream: &mut Wire, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let mut slices = [IoSlice::new(&[]); SLICES];
         let first = self.body.first().map(|piece| piece.get(self.done..).unwrap_or_default());
         let others = self.body.iter().skip(1).map(|piece| &**piece);
@@ -195,8 +224,8 @@ impl Left<'_> {
             count += 1;
         }
         match slices.get(..count) {
-            Some([only]) => stream.try_write(only),
-            several => stream.try_write_vectored(several.unwrap_or_default()),
+            Some([only]) => Pin::new(stream).poll_write(cx, only),
+            several => Pin::new(stream).poll_write_vectored(cx, several.unwrap_or_default()),
         }
     }
 
@@ -215,24 +244,8 @@ impl Left<'_> {
     }
 }
 
-/// What a backend says while it is still being written to.
-fn read_early(stream: &TcpStream, pool: &Pool) -> io::Result<Option<Vec<u8>>> {
-    let mut scratch = pool.scratch();
-    match stream.try_read(&mut scratch) {
-        Ok(0) => Err(ErrorKind::UnexpectedEof.into()),
-        Ok(read) => Ok(scratch.get(..read).map(<[u8]>::to_vec)),
-        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
 /// Reads up to the end of the final head; `begun` is what an early answer brought already.
-async fn read_head(
-    stream: &mut TcpStream,
-    pool: &Pool,
-    begun: Vec<u8>,
-    idle: Option<Duration>,
-) -> Result<Head, Failure> {
+async fn read_head(stream: &mut Wire, pool: &Pool, begun: Vec<u8>, idle: Option<Duration>) -> Result<Head, Failure> {
     let mut partial = begun;
     let mut interim = 0;
     loop {
@@ -248,7 +261,7 @@ async fn read_head(
             Parsed::Partial => {}
         }
         let is_first = partial.is_empty();
-        let ended = || if is_first { Failure::Unanswered { idle } } else { Failure::Invalid("head cut short") };
+        let ended = |error| if is_first { unanswered(error, idle) } else { Failure::Invalid("head cut short") };
         let read = pool.read(stream, |read| {
             // Mostly all of it comes at once: then it is parsed where it was read to.
             match Head::parse(read) {
@@ -260,7 +273,8 @@ async fn read_head(
             }
         });
         match read.await {
-            Ok(None) | Err(_) => return Err(ended()),
+            Ok(None) => return Err(ended(None)),
+            Err(error) => return Err(ended(Some(&error))),
             Ok(Some(Some(head))) => return Ok(head),
             Ok(Some(None)) => {}
         }
@@ -312,9 +326,9 @@ impl Head {
 
     fn into_answer(
         mut self,
-        stream: TcpStream,
+        stream: Wire,
         pool: &Rc<Pool>,
-        backend: u64,
+        peer: Peer,
         whole: bool,
         between_chunks: Duration,
         method: &Method,
@@ -327,7 +341,7 @@ impl Head {
             && self.persists
             && !framing.ends_with_close()
             && !has_token(&self.headers, header::CONNECTION, "close");
-        let home = Home { backend, reusable, advertised: advertised(&self.headers) };
+        let home = Home { peer, reusable, advertised: advertised(&self.headers) };
         let body = UpstreamBody::begin(stream, framing, &self.behind, pool, home, between_chunks)
             .map_err(|_| Failure::Invalid("broken framing"))?;
         Ok(Answer { status: self.status, headers: self.headers, body })

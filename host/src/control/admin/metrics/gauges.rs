@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use super::super::View;
 use crate::control::status::Tally;
 use crate::edge::{Member, Snapshot};
-use crate::fleet::{Backend, State, UNKNOWN};
+use crate::fleet::{State, UNKNOWN};
 use crate::metrics::{HistogramTotal, LOG_LINES_DROPPED};
 use crate::plugin::{Route, Timing, Version};
 
@@ -28,6 +28,8 @@ pub struct Gauges {
     pub config_loaded: u64,
     pub config_refused: u64,
     pub is_config_current: bool,
+    /// When the listener's certificate expires.
+    pub cert_not_after: Option<SystemTime>,
     pub started_at: SystemTime,
 }
 
@@ -36,6 +38,8 @@ pub struct BackendGauges {
     pub name: Arc<str>,
     pub state: State,
     pub is_ejected: bool,
+    /// `None` where no TLS is spoken.
+    pub is_insecure: Option<bool>,
     pub in_flight: u32,
     pub slots: u32,
     pub running: Option<u32>,
@@ -71,19 +75,20 @@ impl Gauges {
             config_loaded: reloads.config_generation,
             config_refused: reloads.config_refused,
             is_config_current: reloads.config_mistakes.is_none(),
+            cert_not_after: snapshot.config.tls.as_ref().and_then(|tls| tls.not_after),
             started_at: view.status.started_at,
         }
     }
 }
 
 /// The fleet, and those that left it with requests of ours: but for a name that is taken again, which is a label once.
-fn shown<'a>(fleet: &'a [Member], retired: &'a [Member]) -> impl Iterator<Item = &'a Backend> {
+fn shown<'a>(fleet: &'a [Member], retired: &'a [Member]) -> impl Iterator<Item = &'a Member> {
     let is_new = |at: usize, name: &Arc<str>| {
         let before = fleet.iter().chain(retired.iter().take(at));
         !before.into_iter().any(|member| member.backend.name == *name)
     };
     let gone = retired.iter().enumerate().filter(move |(at, member)| is_new(*at, &member.backend.name));
-    fleet.iter().chain(gone.map(|(_, member)| member)).map(|member| &*member.backend)
+    fleet.iter().chain(gone.map(|(_, member)| member))
 }
 
 /// Whether there is a model of which every backend that is up is out of use by failures of real traffic.
@@ -97,13 +102,15 @@ fn is_suspect(snapshot: &Snapshot) -> bool {
 }
 
 impl BackendGauges {
-    fn of(backend: &Backend) -> Self {
+    fn of(member: &Member) -> Self {
+        let backend = &member.backend;
         let (running, waiting, _, _) = backend.reported();
         let known = |number: u32| (number != UNKNOWN).then_some(number);
         Self {
             name: Arc::clone(&backend.name),
             state: backend.state(),
             is_ejected: backend.is_ejected(),
+            is_insecure: member.config.tls.as_ref().map(|tls| tls.insecure),
             in_flight: backend.in_flight(),
             slots: backend.slots(),
             running: known(running),
