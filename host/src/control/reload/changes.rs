@@ -102,7 +102,7 @@ impl Reload {
                 if registered.count() >= registered::LIMIT && !registered.holds(name) {
                     return Err(Refused::TooMany);
                 }
-                Ok(match registered.put(registration.clone(), now) {
+                Ok(match registered.put((**registration).clone(), now) {
                     Taken::New => Changed::Registered,
                     Taken::Changed => Changed::Replaced,
                     Taken::Renewed => Changed::Renewed,
