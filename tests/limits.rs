@@ -107,20 +107,30 @@ async fn an_answer_that_nobody_reads_stays_where_it_comes_from() {
     let (proxy, [backend]) = proxied("", ["a"]).await;
     proxy.client.chat().await.ok();
     backend.always(endless());
+    // The first touches memory that the process keeps for the next.
+    unread(&proxy, &backend).await.leave();
+    eventually("the backend is let go", async || backend.in_flight() == 0).await;
     let before = proxy.resident_kib();
+    let raw = unread(&proxy, &backend).await;
+    let grown = proxy.resident_kib().saturating_sub(before);
+    // A kernel with huge pages gives memory by two MiB.
+    assert!(grown < 3 << 10, "{grown} KiB more for one answer");
+    raw.leave();
+    eventually("the backend is let go", async || backend.in_flight() == 0).await;
+}
+
+/// An answer that has begun and is not read, once nothing of it moves any more: the kernels' buffers are full.
+async fn unread(proxy: &Proxy, backend: &Backend) -> Raw {
     let mut raw = Raw::connect(proxy.listen).await;
     raw.send(sized_request(CHAT, &stream_body().to_string())).await;
     raw.head().await.ok();
-    let mut sent = 0;
-    // Until the kernels' buffers are full: then nothing moves any more.
-    while std::mem::replace(&mut sent, backend.sent_bytes()) < backend.sent_bytes() || sent == 0 {
+    let begun = backend.sent_bytes();
+    let mut sent = begun;
+    while std::mem::replace(&mut sent, backend.sent_bytes()) < backend.sent_bytes() || sent == begun {
         proxy.client.get("/health").await.ok();
         tokio::task::yield_now().await;
     }
-    let grown = proxy.resident_kib().saturating_sub(before);
-    assert!(grown < 2 << 10, "{grown} KiB more for one answer");
-    raw.leave();
-    eventually("the backend is let go", async || backend.in_flight() == 0).await;
+    raw
 }
 
 #[tokio::test]

@@ -73,12 +73,15 @@ fn no_file_outgrows_one_idea() {
 }
 
 /// Where the wall clock is read: to print a date, or to understand one. It may jump, so nothing waits by it.
-const DATES: [&str; 13] = [
+const DATES: [&str; 16] = [
+    "cli/check.rs",
+    "cli/logging.rs",
     "cli/simulate_backend",
+    "config/tls",
     "control/admin/api.rs",
     "control/admin/decisions.rs",
     "control/admin/events.rs",
-    "control/admin/metrics/gauges.rs",
+    "control/admin/metrics",
     "control/reload.rs",
     "control/status.rs",
     "edge/attempt.rs",
@@ -93,6 +96,10 @@ const DATES: [&str; 13] = [
 fn the_wall_clock_is_read_for_dates_alone() {
     for path in sources(&host()).into_iter().filter(|path| text(path).contains("SystemTime")) {
         let inside = path.strip_prefix(host()).expect("a file of the host");
-        assert!(DATES.iter().any(|known| inside.starts_with(known)), "{}: take tokio::time::Instant", path.display());
+        assert!(
+            DATES.iter().any(|known| inside.to_string_lossy().starts_with(known)),
+            "{}: take tokio::time::Instant",
+            path.display()
+        );
     }
 }

@@ -279,13 +279,14 @@ mod tests {
     const SAMPLE: &str = include_str!("../../../config/vision-proxy.toml");
 
     /// Tables without fixed keys, and values that are written as tables.
-    const FREE: [&str; 9] = [
+    const FREE: [&str; 10] = [
         "trusted_proxies",
         "admin_token",
         "images.domains",
         "models",
         "plugins.settings",
         "plugins.pins",
+        "plugins.trusted_keys",
         "backends.labels",
         "backends.models",
         "backends.api_key",

@@ -121,7 +121,7 @@ mod tests {
         let all = read(r#"{"url": "ftp://gpu", "slots": 0, "wieght": 1, "ttl": "10ms", "api_key": {"file": "/etc/shadow"}, "name": "b"}"#)
             .unwrap_err();
         for (key, part) in [
-            ("url", "http:// only"),
+            ("url", "http:// or https://"),
             ("slots", "a whole number from 1"),
             ("wieght", "did you mean `weight`?"),
             ("ttl", "at least \"1s\""),

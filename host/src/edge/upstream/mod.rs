@@ -10,6 +10,7 @@
 mod body;
 mod connect;
 mod framing;
+mod head;
 mod names;
 mod pool;
 mod send;
