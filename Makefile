@@ -1,5 +1,5 @@
 # Everything from a fresh checkout on a machine with a Rust toolchain. `make` alone lists the targets.
-.PHONY: help setup build demo test test-engines bench bench-report scenarios lint doc clean
+.PHONY: help setup build demo test test-engines deny bench bench-report scenarios lint doc clean
 
 example := --manifest-path examples/plugin-my-policy/Cargo.toml --target-dir target/example
 bench := --locked --release --quiet --manifest-path tests/bench/Cargo.toml
@@ -35,6 +35,10 @@ test: setup ## run all tests, with nextest where it is installed
 test-engines: setup ## install vLLM for CPUs (2.6 GB) and run the tests before it, which takes minutes
 	@tests/engines/vllm/install .cache/engines/vllm
 	cargo test --locked --package vision-proxy --test engines -- --nocapture --test-threads=1
+
+deny: ## check licences, bans and sources of all dependencies
+	@cargo deny --version >/dev/null 2>&1 || { echo "cargo-deny is missing: run 'cargo install --locked cargo-deny'" >&2; exit 1; }
+	cargo deny --locked --config .ci/deny.toml check licenses bans sources
 
 bench: build ## compare with other proxies, such as BENCH="--quick" (tests/bench/README.md)
 	cargo run $(bench) -- run $(BENCH)
