@@ -1,5 +1,5 @@
 # Everything from a fresh checkout on a machine with a Rust toolchain. `make` alone lists the targets.
-.PHONY: help setup build demo test test-engines deny bench bench-report scenarios lint doc clean
+.PHONY: help setup build demo test test-engines soak fuzz deny bench bench-report scenarios lint doc clean
 
 example := --manifest-path examples/plugin-my-policy/Cargo.toml --target-dir target/example
 bench := --locked --release --quiet --manifest-path tests/bench/Cargo.toml
@@ -36,6 +36,17 @@ test-engines: setup ## install vLLM for CPUs (2.6 GB) and run the tests before i
 	@tests/engines/vllm/install .cache/engines/vllm
 	cargo test --locked --package vision-proxy --test engines -- --nocapture --test-threads=1
 
+soak: setup ## mix faults for a while and check every promise, such as SOAK="--seconds 600 --seed 7" (docs/reliability.md)
+	cargo test --locked --package vision-proxy --test soak -- $(SOAK)
+
+# Without a sanitizer, which would want a nightly compiler: there is no unsafe code of ours for one to watch.
+fuzz: setup ## fuzz everything that reads what strangers write, a minute each, or FUZZ="-max_total_time=3600"
+	@cargo fuzz --version >/dev/null 2>&1 || { echo "cargo-fuzz is missing: run 'cargo install --locked cargo-fuzz'" >&2; exit 1; }
+	@set -ex; for target in scan_splice multipart rename metrics config plugin_loader; do \
+	  found=tests/fuzz/target/found/$$target; mkdir -p $$found; \
+	  cargo fuzz run --fuzz-dir tests/fuzz --sanitizer none $$target $$found tests/fuzz/corpus/$$target -- -max_total_time=60 $(FUZZ); \
+	done
+
 deny: ## check licences, bans and sources of all dependencies
 	@cargo deny --version >/dev/null 2>&1 || { echo "cargo-deny is missing: run 'cargo install --locked cargo-deny'" >&2; exit 1; }
 	cargo deny --locked --config .ci/deny.toml check licenses bans sources
@@ -54,9 +65,10 @@ lint: setup ## check format and lints
 	cargo fmt --all --check
 	cargo fmt --check --manifest-path examples/plugin-my-policy/Cargo.toml
 	cargo fmt --check --manifest-path tests/bench/Cargo.toml
+	cargo fmt --check --manifest-path tests/fuzz/Cargo.toml
 	cargo fmt --check --manifest-path tests/scenarios/Cargo.toml
 	cargo clippy --locked --workspace --all-targets -- -D warnings
-	cargo clippy --locked --package vision-proxy --test engines -- -D warnings
+	cargo clippy --locked --package vision-proxy --test engines --test soak -- -D warnings
 	cargo clippy --locked --target wasm32-wasip2 $(plugins) -- -D warnings
 	cargo clippy --locked --all-targets $(example) -- -D warnings
 	cargo clippy --locked --all-targets $(scenarios) -- -D warnings
@@ -66,4 +78,4 @@ doc: setup ## build the documentation of the crates
 
 clean: ## remove what was built, and the clients that the tests installed
 	cargo clean
-	rm -rf .cache tests/bench/target
+	rm -rf .cache tests/bench/target tests/fuzz/target

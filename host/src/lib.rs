@@ -16,3 +16,6 @@ mod edge;
 mod control;
 
 pub mod cli;
+
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;

@@ -32,6 +32,13 @@ pub mod upstream;
 mod wire;
 mod worker;
 
+/// What the fuzzer reaches past everything else.
+#[cfg(any(test, fuzzing))]
+pub mod fuzzed {
+    pub use super::request::{BodyScan, Facts, MultipartScan, splice};
+    pub use super::response::{Format, Nest, Rename};
+}
+
 pub use access::Keyring;
 pub use door::{Attended, Door};
 pub use server::{Phase, Server};

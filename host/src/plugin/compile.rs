@@ -52,7 +52,7 @@ pub(super) fn compile(runtime: &Runtime, bytes: &[u8]) -> Result<Compiled, Refus
 
 /// What tells a content from others for the compiler: its SHA-256 without the custom sections at the top, in which builds
 /// that differ in nothing else leave their names and times.
-pub(super) fn key(bytes: &[u8]) -> String {
+pub fn key(bytes: &[u8]) -> String {
     let Some((preamble, sections)) = bytes.split_first_chunk::<8>() else { return sha256(bytes) };
     let Some(sections) = split(sections) else { return sha256(bytes) };
     let told = sections.iter().filter(|section| section[0] != CUSTOM_SECTION);
@@ -73,7 +73,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// What the bytes alone tell.
-pub(super) fn check_format(bytes: &[u8]) -> Result<(), Refusal> {
+pub fn check_format(bytes: &[u8]) -> Result<(), Refusal> {
     let format = |reason: &str| Err(Refusal::new(Stage::Format, reason));
     if bytes.len() > COMPONENT_MAX_BYTES {
         return format(&format!("it has {} bytes, at most {COMPONENT_MAX_BYTES} are loaded", bytes.len()));

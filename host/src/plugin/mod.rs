@@ -35,6 +35,12 @@ mod wasi;
 #[cfg(test)]
 mod guests;
 
+/// What the fuzzer reaches past everything else.
+#[cfg(any(test, fuzzing))]
+pub mod fuzzed {
+    pub use super::compile::{check_format, key};
+}
+
 pub use bench::call_time;
 pub use bindings::{Backend, Decision, Fleet, Request, Route, Traits};
 pub use compiler::Compiler;

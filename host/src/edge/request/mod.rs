@@ -20,9 +20,9 @@ use hyper::body::{Frame, Incoming};
 use tokio::time::{Instant, timeout_at};
 
 pub use facts::{BodyError, Facts};
-use multipart::MultipartScan;
-use scan::BodyScan;
-use splice::splice;
+pub use multipart::MultipartScan;
+pub use scan::BodyScan;
+pub use splice::splice;
 
 use super::snapshot::{HeldBytes, Shared};
 use crate::config::{Config, Images};
