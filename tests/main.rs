@@ -31,6 +31,7 @@ mod metrics;
 mod named_backends;
 mod names;
 mod plugins;
+mod promises;
 mod queue;
 mod reload;
 mod returning;
