@@ -140,6 +140,7 @@ async fn whoever_leaves_gives_everything_back_once() {
         let (proxy, [backend]) = proxied(&top, [Setup::named("a").slots(1)]).await;
         let hung = if phase == Phase::Connecting { Some(backend.hang().await) } else { None };
         backend.always(phase.answer());
+        let descriptors = proxy.descriptors();
         let before = if phase == Phase::Queued { Some(proxy.client.begin_chat()) } else { None };
         eventually("the slot is taken", async || backend.in_flight() == usize::from(before.is_some())).await;
         for way in WAYS {
@@ -159,5 +160,8 @@ async fn whoever_leaves_gives_everything_back_once() {
         })
         .await;
         assert_eq!(backend.in_flight(), 0);
+        // One more may be kept: a connection for the polls.
+        let given_back = async || proxy.descriptors() <= descriptors + 1;
+        eventually(&format!("{phase:?}: descriptors are given back"), given_back).await;
     }
 }

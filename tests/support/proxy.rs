@@ -155,6 +155,11 @@ impl Proxy {
         line.trim().trim_end_matches(" kB").parse().expect("a number")
     }
 
+    /// File descriptors it has open at this moment.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.process.id())).expect("a running process").count()
+    }
+
     /// Everything it wrote so far.
     pub fn output(&self) -> String {
         self.process.output()
