@@ -12,7 +12,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use serde_json::Value;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::support::*;
 
@@ -66,6 +66,10 @@ impl Asking {
                     tally.begun.fetch_add(1, SeqCst);
                     let end = exchange(&client, &mut rng).await;
                     tally.ended[end as usize].fetch_add(1, SeqCst);
+                    if matches!(end, End::Refused) {
+                        // Far less than any `Retry-After` asks for, and enough that refusals are not all there is.
+                        sleep(Duration::from_millis(50)).await;
+                    }
                 }
             });
         }

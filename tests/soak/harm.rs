@@ -64,12 +64,12 @@ impl Fleet {
     pub async fn harm(&mut self) {
         let which = self.rng.usize(..self.servers.len());
         let what = match self.rng.u8(..16) {
-            0..=4 => {
+            0..=3 => {
                 let fault = FAULTS[self.rng.usize(..FAULTS.len())];
                 self.servers[which].fails(fault).await;
                 "faults"
             }
-            5..=7 => {
+            4..=7 => {
                 self.servers[which].heals().await;
                 "mends"
             }
