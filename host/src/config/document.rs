@@ -208,7 +208,9 @@ struct LineStarts(Vec<usize>);
 
 impl LineStarts {
     fn of(text: &str) -> Self {
-        Self(std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect())
+        // What is wrong with the end of a text is told of its last line.
+        let others = text.match_indices('\n').map(|(at, _)| at + 1).filter(|start| *start < text.len());
+        Self(std::iter::once(0).chain(others).collect())
     }
 
     /// The line of a byte, from 1.
