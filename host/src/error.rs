@@ -16,7 +16,10 @@ pub enum ProxyError {
     /// Keys are configured, and the request brings none of them.
     InvalidApiKey,
     UnknownPath,
-    MethodNotAllowed,
+    MethodNotAllowed {
+        /// Those that it takes, as `Allow` lists them.
+        allowed: &'static str,
+    },
     /// `Expect` asks for something that is not `100-continue`.
     ExpectationFailed,
     /// It has passed through this process more than once.
@@ -96,7 +99,7 @@ impl ProxyError {
             Self::BadRequest(_) | Self::Unroutable(_) | Self::BodyBroken => StatusCode::BAD_REQUEST,
             Self::InvalidApiKey => StatusCode::UNAUTHORIZED,
             Self::UnknownPath | Self::ModelNotFound { .. } => StatusCode::NOT_FOUND,
-            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::ExpectationFailed => StatusCode::EXPECTATION_FAILED,
             Self::LoopDetected => StatusCode::LOOP_DETECTED,
             Self::UnsupportedEncoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -116,7 +119,7 @@ impl ProxyError {
             Self::BadRequest(_) => "bad_request",
             Self::InvalidApiKey => "invalid_api_key",
             Self::UnknownPath => "unknown_path",
-            Self::MethodNotAllowed => "method_not_allowed",
+            Self::MethodNotAllowed { .. } => "method_not_allowed",
             Self::ExpectationFailed => "expectation_failed",
             Self::LoopDetected => "loop_detected",
             Self::KeyLimited { .. } => "rate_limit_exceeded",
@@ -166,7 +169,7 @@ impl ProxyError {
             Self::UnknownPath => {
                 "There is nothing at this path. The API is under /v1/ (OpenAI, Anthropic) and /api/ (Ollama).".into()
             }
-            Self::MethodNotAllowed => "This path does not take this method.".into(),
+            Self::MethodNotAllowed { .. } => "This path does not take this method.".into(),
             Self::ExpectationFailed => "The only expectation understood is 100-continue.".into(),
             Self::LoopDetected => "The request goes in a circle: it has come by here before.".into(),
             Self::KeyLimited { limit, .. } => {

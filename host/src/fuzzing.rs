@@ -4,10 +4,11 @@
 //! Each function takes any bytes and panics where a promise does not hold; the fuzzer begins with the files of
 //! `tests/fuzz/corpus`, which the tests replay. What it finds is written down there, so that it stays found.
 
+use std::collections::VecDeque;
+use std::fmt::Debug;
+
 use bytes::Bytes;
 use serde_json::Value;
-
-use std::collections::VecDeque;
 
 use crate::config::{self, Engine, ImagePolicy, Images};
 use crate::edge::fuzzed::{BodyScan, Facts, Format, MultipartScan, Nest, Rename, splice};
@@ -49,18 +50,12 @@ fn divisions(bytes: &[u8]) -> impl Iterator<Item = Vec<&[u8]>> {
 
 /// A JSON body: what is found does not depend on the cuts, agrees with a parser, and the splice changes the name alone.
 pub fn scan_splice(body: &[u8]) {
-    let scan = |images, pieces: &[&[u8]]| {
+    let scan = |images: &'static Images, pieces: &[&[u8]]| {
         let mut scan = BodyScan::new(images);
         pieces.iter().try_for_each(|piece| scan.feed(piece))?;
         scan.finish()
     };
-    let whole = scan(&PASS, &[body]);
-    let inline = scan(&INLINE, &[body]);
-    for pieces in divisions(body) {
-        assert_eq!(scan(&PASS, &pieces), whole);
-        assert_eq!(scan(&INLINE, &pieces), inline);
-    }
-    let Ok(facts) = whole else { return };
+    let Ok(facts) = scanned_everywhere(body, scan) else { return };
     let spliced = spliced_everywhere(body, &facts, NAME.as_bytes());
     let again = scan(&PASS, &[&spliced]).map(|facts| facts.model);
     assert_eq!(again.as_deref(), Ok(BARE_NAME));
@@ -74,24 +69,28 @@ pub fn scan_splice(body: &[u8]) {
 
 /// A form: what is found does not depend on the cuts, is what stands there, and the splice changes the name alone.
 pub fn multipart(body: &[u8]) {
-    let scan = |images, pieces: &[&[u8]]| {
+    let scan = |images: &'static Images, pieces: &[&[u8]]| {
         let mut scan = MultipartScan::new(FORM, images)?;
         pieces.iter().try_for_each(|piece| scan.feed(piece))?;
         scan.finish()
     };
-    let whole = scan(&PASS, &[body]);
-    let inline = scan(&INLINE, &[body]);
-    for pieces in divisions(body) {
-        assert_eq!(scan(&PASS, &pieces), whole);
-        assert_eq!(scan(&INLINE, &pieces), inline);
-    }
-    let Ok(facts) = whole else { return };
+    let Ok(facts) = scanned_everywhere(body, scan) else { return };
     assert_eq!(body.get(facts.model_range.clone()), Some(facts.model.as_bytes()));
     let spliced = spliced_everywhere(body, &facts, BARE_NAME.as_bytes());
     let again = scan(&PASS, &[&spliced]);
     let expected = Facts { model: BARE_NAME.to_owned(), ..facts };
     let expected_range = expected.model_range.start..expected.model_range.start + BARE_NAME.len();
     assert_eq!(again, Ok(Facts { model_range: expected_range, ..expected }));
+}
+
+/// What a scan finds, which is the same however the body was cut, also where images are judged.
+fn scanned_everywhere<T: PartialEq + Debug>(body: &[u8], scan: impl Fn(&'static Images, &[&[u8]]) -> T) -> T {
+    let (whole, inline) = (scan(&PASS, &[body]), scan(&INLINE, &[body]));
+    for pieces in divisions(body) {
+        assert_eq!(scan(&PASS, &pieces), whole);
+        assert_eq!(scan(&INLINE, &pieces), inline);
+    }
+    whole
 }
 
 /// The body with the name replaced, which is the same however it was cut.

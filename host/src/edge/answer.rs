@@ -30,8 +30,8 @@ pub fn error(error: &ProxyError, dialect: Dialect) -> Response<Body> {
     };
     let mut response = json_answer(error.status(), &body);
     retry_fields(error, response.headers_mut());
-    if matches!(error, ProxyError::MethodNotAllowed) {
-        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(METHODS));
+    if let ProxyError::MethodNotAllowed { allowed } = error {
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
     }
     if matches!(error, ProxyError::InvalidApiKey) {
         // RFC 9110 §15.5.2: a 401 says what it would take.

@@ -94,7 +94,6 @@ pub async fn attempt(
         backend: Arc::clone(&lease.backend),
         deadline: begun + time_to_first_byte(&lease, timeouts),
         may_leave: sending.may_repeat,
-        is_trial: lease.is_trial(),
     };
     lease.backend.attempted();
     let sent = patience.with(send(worker, member, candidate, sending, timeouts)).await;
@@ -130,14 +129,11 @@ struct Patience {
     /// Whether the request may go elsewhere before that, where its backend takes no connections any more: an engine that
     /// shuts down may sit on what it has accepted without a word (vLLM with its default time-out).
     may_leave: bool,
-    is_trial: bool,
 }
 
 /// Why an answer is no longer waited for.
 enum Lost {
     Late,
-    /// A trial, which shall cost nobody an answer.
-    LateOnTrial,
     Gone,
 }
 
@@ -148,9 +144,7 @@ impl Patience {
             let look = if self.may_leave { self.deadline.min(Instant::now() + LOOK_EVERY) } else { self.deadline };
             match timeout_at(look, work.as_mut()).await {
                 Ok(done) => return Ok(done),
-                Err(_) if look >= self.deadline => {
-                    return Err(if self.is_trial { Lost::LateOnTrial } else { Lost::Late });
-                }
+                Err(_) if look >= self.deadline => return Err(Lost::Late),
                 Err(_) if self.backend.is_gone() => return Err(Lost::Gone),
                 Err(_) => {}
             }
@@ -236,8 +230,11 @@ impl Ended {
 
     fn lost(lost: Lost, lease: Lease) -> Box<Self> {
         match lost {
+            // A trial shall cost nobody an answer: another backend does what was asked of it.
+            Lost::Late if lease.is_trial() => {
+                Self::new(Cause::Unanswered, "no answer to the trial in time".into(), lease)
+            }
             Lost::Late => Self::new(Cause::Timeout, "no answer in time".into(), lease),
-            Lost::LateOnTrial => Self::new(Cause::Unanswered, "no answer to the trial in time".into(), lease),
             Lost::Gone => Self::new(Cause::Unanswered, "it takes no connections any more".into(), lease),
         }
     }

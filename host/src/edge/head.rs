@@ -7,6 +7,7 @@ use http::uri::Authority;
 use http::{Method, Version};
 
 use super::headers::passed_through_us;
+use super::route::METHODS;
 use crate::error::ProxyError;
 
 /// Times that a request may have passed through this very process: once may be meant, twice is a circle.
@@ -22,7 +23,7 @@ pub fn check(parts: &Parts) -> Result<(), ProxyError> {
     }
     // RFC 9110 §9.3.6 and §9.3.8: neither is for a gateway, whatever the path.
     if matches!(parts.method, Method::CONNECT | Method::TRACE) {
-        return Err(ProxyError::MethodNotAllowed);
+        return Err(ProxyError::MethodNotAllowed { allowed: METHODS });
     }
     let expects_other = |value: &HeaderValue| !value.as_bytes().eq_ignore_ascii_case(b"100-continue");
     if parts.headers.get_all(header::EXPECT).iter().any(expects_other) {

@@ -221,10 +221,13 @@ impl Asking<'_> {
         let is_few = candidates.len() <= NAMED_LIMIT;
         let others = (0..candidates.len()).take(if is_few { NAMED_LIMIT } else { NAMED_OF_MANY });
         for row in picked.filter(|row| !is_few && *row >= NAMED_OF_MANY).into_iter().chain(others) {
-            let Some(member) = candidates.get(row).and_then(|at| self.served.candidates.get(*at)) else { continue };
-            let Some(Member { backend, .. }) = self.current.snapshot.fleet.get(member.member) else { continue };
+            let Some(member) = candidates.get(row).and_then(|at| self.served.candidates.get(*at)).map(|one| one.member)
+            else {
+                continue;
+            };
+            let Some(Member { backend, .. }) = self.current.snapshot.fleet.get(member) else { continue };
             let (in_flight, slots) = (backend.in_flight(), backend.room());
-            pick.candidates.push(Numbers { member: member.member, in_flight, slots });
+            pick.candidates.push(Numbers { member, in_flight, slots });
             pick.rows.extend(rows.chunks_exact(width).nth(row).unwrap_or_default());
         }
         if candidates.len() < self.served.candidates.len() {

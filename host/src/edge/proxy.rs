@@ -24,7 +24,7 @@ use super::forwarded::{self, Peer};
 use super::journey::{Journey, Stop, Underway};
 use super::request::{self, RequestBody};
 use super::response::{Account, Body};
-use super::route::{self, Dialect, Endpoint, Target, Unrouted};
+use super::route::{self, Endpoint, Target, Unrouted};
 use super::worker::{Current, Worker};
 use super::{answer, head, headers, respond};
 use crate::error::ProxyError;
@@ -67,7 +67,7 @@ pub async fn serve(
             arrival.forward(parts, incoming).await
         }
         (Ok(()), Ok(_), Ok(target)) => answer::own(&target, &current.snapshot),
-        (Ok(()), Ok(_), Err(unrouted)) => Ok(unrouted_answer(unrouted, dialect)),
+        (Ok(()), Ok(_), Err(unrouted)) => Err(unrouted.into()),
     };
     let mut response = answered.unwrap_or_else(|error| {
         tracing::debug!(id = ?request_id, code = error.code(), "answered in the proxy's own name");
@@ -87,17 +87,6 @@ fn owner(
     target: Result<Target<'_>, Unrouted>,
 ) -> Result<Option<Arc<Key>>, ProxyError> {
     if target == Ok(Target::Hello) { Ok(None) } else { current.snapshot.keys.owner(&parts.headers) }
-}
-
-fn unrouted_answer(unrouted: Unrouted, dialect: Dialect) -> Response<Body> {
-    match unrouted {
-        Unrouted::UnknownPath => answer::error(&ProxyError::UnknownPath, dialect),
-        Unrouted::WrongMethod(allowed) => {
-            let mut response = answer::error(&ProxyError::MethodNotAllowed, dialect);
-            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
-            response
-        }
-    }
 }
 
 /// A request for a backend, as it arrived.

@@ -5,6 +5,8 @@
 
 use http::Method;
 
+use crate::error::ProxyError;
+
 /// Whose manners a path has: the shape of errors and where an answer nests its model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Dialect {
@@ -123,6 +125,15 @@ pub fn target<'a>(method: &Method, path: &'a str) -> Result<Target<'a>, Unrouted
         _ => Target::Model(path.strip_prefix("/v1/models/").filter(|id| !id.is_empty()).ok_or(Unrouted::UnknownPath)?),
     };
     if matches!(*method, Method::GET | Method::HEAD) { Ok(own) } else { Err(Unrouted::WrongMethod("GET, HEAD")) }
+}
+
+impl From<Unrouted> for ProxyError {
+    fn from(unrouted: Unrouted) -> Self {
+        match unrouted {
+            Unrouted::UnknownPath => Self::UnknownPath,
+            Unrouted::WrongMethod(allowed) => Self::MethodNotAllowed { allowed },
+        }
+    }
 }
 
 /// In whose shape an error on this path is answered.

@@ -83,22 +83,9 @@ impl Version {
     pub(super) fn new(runtime: &Runtime, name: &str, sha256: String, size_bytes: usize, compiled: &Compiled) -> Self {
         let Compiled { kind, interface, imports, world } = compiled;
         let world = world.clone();
-        let code: Code = LazyLock::new(Box::new(|| Ok(world)));
-        Self {
-            name: name.to_owned(),
-            kind: *kind,
-            source: Source::File,
-            sha256,
-            size_bytes,
-            interface: interface.clone(),
-            imports: imports.clone(),
-            generation: runtime.next_generation(),
-            loaded_at: SystemTime::now(),
-            counters: Counters::default(),
-            last_error: Mutex::default(),
-            log: Arc::new(Log::new(name)),
-            code: Arc::new(code),
-        }
+        let (sort, code) = ((*kind, Source::File), LazyLock::new(Box::new(|| Ok(world)) as _));
+        let (interface, imports) = (interface.clone(), imports.clone());
+        Self { sha256, size_bytes, interface, imports, ..Self::of(runtime, name, sort, code) }
     }
 
     /// One that is part of the binary. It is what this says it is, and compiled when it is first started.
@@ -106,12 +93,18 @@ impl Version {
         let engine = runtime.clone();
         let code: Code =
             LazyLock::new(Box::new(move || compile::compile(&engine, bytes).map(|compiled| compiled.world)));
+        let (sha256, size_bytes) = (compile::sha256(bytes), bytes.len());
+        Self { sha256, size_bytes, ..Self::of(runtime, name, (kind, Source::BuiltIn), code) }
+    }
+
+    /// One of which no more is known than this, with the interface of built-in ones.
+    fn of(runtime: &Runtime, name: &str, (kind, source): (Kind, Source), code: Code) -> Self {
         Self {
             name: name.to_owned(),
             kind,
-            source: Source::BuiltIn,
-            sha256: compile::sha256(bytes),
-            size_bytes: bytes.len(),
+            source,
+            sha256: String::new(),
+            size_bytes: 0,
             interface: BUILT_IN_INTERFACE.to_owned(),
             imports: Vec::new(),
             generation: runtime.next_generation(),

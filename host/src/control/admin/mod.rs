@@ -75,8 +75,8 @@ pub async fn serve(door: Attended, shared: Arc<Shared>, status: Arc<Status>, cha
         }
         spare.refill();
     }
-    tracing::info!("another process listens on the admin port: it is left to it");
     door.close(|stream| drop(spawn_local(connection(stream, Arc::clone(&view))))).await;
+    tracing::info!("another process listens on the admin port: it is left to it");
 }
 
 async fn connection(stream: TcpStream, view: Arc<View>) {
