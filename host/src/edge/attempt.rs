@@ -1,5 +1,6 @@
 //! One attempt: the request to one backend, up to the first byte of its answer's body.
 
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -96,23 +97,40 @@ pub async fn attempt(
         may_leave: sending.may_repeat,
     };
     lease.backend.attempted();
-    let sent = patience.with(send(worker, member, candidate, sending, timeouts)).await;
+    let sent = patience.with(pin!(send(worker, member, candidate, sending, timeouts))).await;
     if let Some(clients_own) = clients_own {
         // The key of this backend must not go with the next attempt.
         sending.headers.remove(header::AUTHORIZATION);
         sending.headers.extend(clients_own);
     }
-    let answer = match sent {
+    let mut answer = match sent {
         Ok(Ok(answer)) => answer,
         Ok(Err(failure)) => return Err(Ended::failed(&failure, lease, begun.elapsed())),
         Err(lost) => return Err(Ended::lost(lost, lease)),
     };
-    if member.authorization.is_some() && matches!(answer.status.as_u16(), 401 | 403) {
-        // It was not the client's key, and what it says may quote ours.
-        let why = format!("it refused the api_key configured for it ({})", answer.status);
-        return Err(Ended::new(Cause::Unauthorized, why, lease));
+    match answer.status.as_u16() {
+        401 | 403 if member.authorization.is_some() => {
+            // It was not the client's key, and what it says may quote ours.
+            let why = format!("it refused the api_key configured for it ({})", answer.status);
+            return Err(Ended::new(Cause::Unauthorized, why, lease));
+        }
+        429 | 503 | 529 => return Err(Ended::busy(&answer, lease)),
+        500 | 502 | 504..=528 | 530..=599 => return Err(Box::pin(Ended::answered(answer, Bytes::new(), lease)).await),
+        _ => {}
     }
-    judge(answer, lease, begun, &patience).await
+    let is_stream = is_event_stream(&answer.headers);
+    let first = match patience.with(pin!(first_piece(&mut answer, is_stream))).await {
+        Ok(Ok(None)) if is_stream => {
+            return Err(Ended::new(Cause::Unanswered, "its stream ended before it began".into(), lease));
+        }
+        Ok(Ok(first)) => first,
+        Ok(Err(why)) => return Err(Ended::new(Cause::Unanswered, why, lease)),
+        Err(lost) => return Err(Ended::lost(lost, lease)),
+    };
+    if is_stream && first_event_is_error(first.as_deref().unwrap_or_default()) == Some(true) {
+        return Err(Box::pin(Ended::answered(answer, first.unwrap_or_default(), lease)).await);
+    }
+    Ok(Begun { answer, first, lease, took: begun.elapsed(), is_stream })
 }
 
 /// How long the first byte is waited for from the backend that the lease is for.
@@ -138,8 +156,7 @@ enum Lost {
 }
 
 impl Patience {
-    async fn with<T>(&self, work: impl Future<Output = T>) -> Result<T, Lost> {
-        let mut work = std::pin::pin!(work);
+    async fn with<T>(&self, mut work: Pin<&mut impl Future<Output = T>>) -> Result<T, Lost> {
         loop {
             let look = if self.may_leave { self.deadline.min(Instant::now() + LOOK_EVERY) } else { self.deadline };
             match timeout_at(look, work.as_mut()).await {
@@ -164,31 +181,6 @@ async fn send(
     // A kept connection may just be closing, and then nobody knows whether the request was read.
     let fresh = !sending.may_repeat || sending.fresh;
     upstream::send(&worker.pool, member, &request, timeouts, fresh).await
-}
-
-/// Tells an answer for the client from one that another backend should be asked about first.
-async fn judge(answer: Answer, lease: Lease, begun: Instant, patience: &Patience) -> Result<Begun, Box<Ended>> {
-    match answer.status.as_u16() {
-        429 | 503 | 529 => return Err(Ended::busy(&answer, lease)),
-        500 | 502 | 504..=528 | 530..=599 => {
-            return Err(Ended::answered(Cause::ServerError, answer, Bytes::new(), lease).await);
-        }
-        _ => {}
-    }
-    let mut answer = answer;
-    let is_stream = is_event_stream(&answer.headers);
-    let first = match patience.with(first_piece(&mut answer, is_stream)).await {
-        Ok(Ok(None)) if is_stream => {
-            return Err(Ended::new(Cause::Unanswered, "its stream ended before it began".into(), lease));
-        }
-        Ok(Ok(first)) => first,
-        Ok(Err(why)) => return Err(Ended::new(Cause::Unanswered, why, lease)),
-        Err(lost) => return Err(Ended::lost(lost, lease)),
-    };
-    if is_stream && first_event_is_error(first.as_deref().unwrap_or_default()) == Some(true) {
-        return Err(Ended::answered(Cause::ServerError, answer, first.unwrap_or_default(), lease).await);
-    }
-    Ok(Begun { answer, first, lease, took: begun.elapsed(), is_stream })
 }
 
 /// The first piece of the body; of an event stream so much that its first event can be told from an error.
@@ -245,14 +237,15 @@ impl Ended {
         Box::new(Self { pause, ..*Self::new(Cause::Busy, format!("it answered {}", answer.status), lease) })
     }
 
-    async fn answered(cause: Cause, answer: Answer, first: Bytes, lease: Lease) -> Box<Self> {
+    /// An error that another backend may not have; it is kept for the client where all have it.
+    async fn answered(answer: Answer, first: Bytes, lease: Lease) -> Box<Self> {
         let why = if answer.status == StatusCode::OK {
             "its stream began with an error".into()
         } else {
             format!("it answered {}", answer.status)
         };
         let kept = keep(answer, first).await;
-        Box::new(Self { answer: Some(kept), ..*Self::new(cause, why, lease) })
+        Box::new(Self { answer: Some(kept), ..*Self::new(Cause::ServerError, why, lease) })
     }
 }
 

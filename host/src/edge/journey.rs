@@ -121,7 +121,7 @@ impl<'a> Journey<'a> {
     }
 
     /// The one loop: slot, attempt, and again where that may be.
-    pub async fn run(mut self, sending: &mut Sending<'_>) -> Result<Response<Body>, Stop> {
+    pub async fn run(&mut self, sending: &mut Sending<'_>) -> Result<Response<Body>, Stop> {
         let config = &self.current.snapshot.config;
         loop {
             let (candidate, lease) = match self.slot(sending).await {
@@ -209,7 +209,7 @@ impl<'a> Journey<'a> {
     }
 
     /// The answer goes to the client; the backend that failed it before is to blame.
-    fn respond(self, begun: Begun, chosen: &Candidate) -> Response<Body> {
+    fn respond(&mut self, begun: Begun, chosen: &Candidate) -> Response<Body> {
         if let Some(kept) = self.underway.kept.as_ref().filter(|_| begun.answer.status.as_u16() < 400) {
             kept.backend.failed(&kept.why, self.current.snapshot.config.failover.eject_after, kept.since_ms);
         }
@@ -228,7 +228,7 @@ impl<'a> Journey<'a> {
     }
 
     /// The answer of a backend that failed, where there is one; else the error.
-    fn kept_or(self, error: ProxyError) -> Result<Response<Body>, Stop> {
+    fn kept_or(&mut self, error: ProxyError) -> Result<Response<Body>, Stop> {
         let account = &self.underway.account;
         let Some(Kept { mut response, .. }) = self.underway.kept.take() else {
             account.status.set(error.status().as_u16());

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
-use http::{Method, Request, Response, Version};
+use http::{Method, Response, Version};
 use hyper::body::{Body as _, Incoming};
 use tokio::time::Instant;
 
@@ -24,7 +24,7 @@ use super::forwarded::{self, Peer};
 use super::journey::{Journey, Stop, Underway};
 use super::request::{self, RequestBody};
 use super::response::{Account, Body};
-use super::route::{self, Endpoint, Target, Unrouted};
+use super::route::{self, Endpoint, Target};
 use super::worker::{Current, Worker};
 use super::{answer, head, headers, respond};
 use crate::error::ProxyError;
@@ -41,20 +41,16 @@ pub struct Client {
 pub async fn serve(
     worker: Rc<Worker>,
     client: Rc<Client>,
-    request: Request<Incoming>,
+    (mut parts, incoming): (Parts, Incoming),
 ) -> Result<Response<Body>, Infallible> {
     let started = Instant::now();
     let _unanswered = client.watched.as_ref().map(ClientStream::unanswered);
     let current = worker.current();
-    let request_id = headers::request_id(request.headers());
-    let (parts, incoming) = request.into_parts();
-    let path = parts.uri.path();
-    let dialect = route::dialect(path);
+    let request_id = headers::request_id(&parts.headers);
+    let dialect = route::dialect(parts.uri.path());
     let is_head = parts.method == Method::HEAD;
-    let target = route::target(&parts.method, path);
-    let answered = match (head::check(&parts), owner(&current, &parts, target), target) {
-        (Err(refused), ..) | (Ok(()), Err(refused), _) => Err(refused),
-        (Ok(()), Ok(key), Ok(Target::Forward(endpoint))) => {
+    let answered = match admit(&current, &parts) {
+        Ok((key, Target::Forward(endpoint))) => {
             let arrival = Arrival {
                 key,
                 worker: &worker,
@@ -64,10 +60,10 @@ pub async fn serve(
                 request_id: &request_id,
                 started,
             };
-            arrival.forward(parts, incoming).await
+            arrival.forward(&mut parts, incoming).await
         }
-        (Ok(()), Ok(_), Ok(target)) => answer::own(&target, &current.snapshot),
-        (Ok(()), Ok(_), Err(unrouted)) => Err(unrouted.into()),
+        Ok((_, target)) => answer::own(&target, &current.snapshot),
+        Err(refused) => Err(refused),
     };
     let mut response = answered.unwrap_or_else(|error| {
         tracing::debug!(id = ?request_id, code = error.code(), "answered in the proxy's own name");
@@ -80,13 +76,13 @@ pub async fn serve(
     Ok(response)
 }
 
-/// Whose key the request brings. Without one it learns only that somebody is here, as load balancers must.
-fn owner(
-    current: &Current,
-    parts: &Parts,
-    target: Result<Target<'_>, Unrouted>,
-) -> Result<Option<Arc<Key>>, ProxyError> {
-    if target == Ok(Target::Hello) { Ok(None) } else { current.snapshot.keys.owner(&parts.headers) }
+/// What a request is for, and whose key it brings. Without one it learns only that somebody is here, as load balancers
+/// must.
+fn admit<'a>(current: &Current, parts: &'a Parts) -> Result<(Option<Arc<Key>>, Target<'a>), ProxyError> {
+    head::check(parts)?;
+    let target = route::target(&parts.method, parts.uri.path());
+    let key = if target == Ok(Target::Hello) { None } else { current.snapshot.keys.owner(&parts.headers)? };
+    Ok((key, target?))
 }
 
 /// A request for a backend, as it arrived.
@@ -107,10 +103,10 @@ impl Arrival<'_> {
         self.key.as_ref().map_or_else(|| self.worker.shared.tenant(headers), |key| key.tenant())
     }
 
-    async fn forward(&self, mut parts: Parts, incoming: Incoming) -> Result<Response<Body>, ProxyError> {
+    async fn forward(&self, parts: &mut Parts, incoming: Incoming) -> Result<Response<Body>, ProxyError> {
         // Counted as soon as it is known whose it is; until then under no model.
         let account = Account::new(&self.worker.unplaced, &self.worker.decisions, self.started);
-        let answered = self.route(&mut parts, incoming, &account).await;
+        let answered = self.route(parts, incoming, &account).await;
         if let Err(error) = &answered {
             account.status.set(error.status().as_u16());
         }
@@ -158,7 +154,7 @@ impl Arrival<'_> {
             let served = self.worker.served(&current, &body.facts.model, self.endpoint.dialect, body.facts.images > 0);
             let Some(served) = served else { break Err(not_served(&current, &body)) };
             account.series.replace(Arc::clone(&served.series));
-            let journey = Journey::new(self, &current, &served, &mut underway, &body);
+            let mut journey = Journey::new(self, &current, &served, &mut underway, &body);
             match journey.run(&mut sending).await {
                 Ok(response) => break Ok(response),
                 Err(Stop::Answer(error)) => break Err(error),

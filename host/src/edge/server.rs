@@ -12,6 +12,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use http::Request;
+use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -230,7 +232,9 @@ async fn first_words(worker: &Worker, stream: TcpStream) -> io::Result<(ClientSt
 async fn serve_http1(worker: &Rc<Worker>, client: Rc<Client>, stream: ClientStream, mut phase: watch::Receiver<Phase>) {
     // Boxed, for hyper keeps room for this future as long as the connection lasts, and it is needed only until the answer
     // begins.
-    let service = service_fn(|request| Box::pin(proxy::serve(Rc::clone(worker), Rc::clone(&client), request)));
+    let service = service_fn(|request: Request<Incoming>| {
+        Box::pin(proxy::serve(Rc::clone(worker), Rc::clone(&client), request.into_parts()))
+    });
     let stall = stall_limit(worker, &stream);
     let is_late = *phase.borrow() > Phase::Serving;
     let connection = http1::Builder::new()
@@ -268,7 +272,9 @@ async fn serve_http1(worker: &Rc<Worker>, client: Rc<Client>, stream: ClientStre
 async fn serve_http2(worker: &Rc<Worker>, client: Rc<Client>, stream: ClientStream, mut phase: watch::Receiver<Phase>) {
     let streams = Streams::new(stall_limit(worker, &stream));
     let worker = Rc::clone(worker);
-    let service = service_fn(move |request| Box::pin(proxy::serve(Rc::clone(&worker), Rc::clone(&client), request)));
+    let service = service_fn(move |request: Request<Incoming>| {
+        Box::pin(proxy::serve(Rc::clone(&worker), Rc::clone(&client), request.into_parts()))
+    });
     let connection = http2::Builder::new(streams.clone())
         .timer(TokioTimer::new())
         .keep_alive_interval(PING_EVERY)

@@ -82,11 +82,8 @@ pub async fn send(
     let (kept, idle) = idle.unzip();
     let mut stream = match kept {
         Some(stream) => stream,
-        None => match connected(pool, to, timeouts).await {
-            // What idle connections hold may be what is missing.
-            Err(Failure::Local(_)) if pool.give_up() => connected(pool, to, timeouts).await?,
-            connected => connected?,
-        },
+        // Boxed, as all that happens rarely: a request that needs none of it does not carry it along.
+        None => Box::pin(connected(pool, to, timeouts)).await?,
     };
     let written = write(&mut stream, &head(request, &to.config.url), request.body, pool).await;
     let written = written.map_err(|error| unanswered(Some(&error), idle))?;
@@ -95,7 +92,14 @@ pub async fn send(
 }
 
 async fn connected(pool: &Pool, to: &Member, timeouts: &Timeouts) -> Result<Wire, Failure> {
-    timeout(timeouts.connect, connect(pool, &to.config)).await.map_err(|_| Failure::ConnectTimeout)?
+    loop {
+        let connected = timeout(timeouts.connect, connect(pool, &to.config)).await;
+        match connected.map_err(|_| Failure::ConnectTimeout)? {
+            // What idle connections hold may be what is missing.
+            Err(Failure::Local(_)) if pool.give_up() => {}
+            connected => return connected,
+        }
+    }
 }
 
 /// What it means that a connection ended before an answer; without an error it ended in order.
