@@ -201,12 +201,14 @@ pub struct BackendUrl {
 
 impl BackendUrl {
     /// `host:port` as it stands in a `Host` header.
-    pub fn authority(&self) -> String {
-        if self.host.contains(':') {
-            format!("[{}]:{}", self.host, self.port)
-        } else {
-            format!("{}:{}", self.host, self.port)
-        }
+    pub fn authority(&self) -> impl std::fmt::Display + '_ {
+        std::fmt::from_fn(|f| {
+            if self.host.contains(':') {
+                write!(f, "[{}]:{}", self.host, self.port)
+            } else {
+                write!(f, "{}:{}", self.host, self.port)
+            }
+        })
     }
 }
 

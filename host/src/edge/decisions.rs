@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::response::Account;
@@ -34,7 +35,8 @@ struct Ring {
     kept: VecDeque<Decision>,
 }
 
-/// What was decided for one request.
+/// What was decided for one request. Nearly all of it in one piece of memory: a worker writes a thousand of them before it
+/// comes back to the first, which the caches have forgotten by then.
 #[derive(Debug, Clone)]
 pub struct Decision {
     /// Copied: the field's value is a piece of the client's read buffer, and would keep all of that.
@@ -47,7 +49,7 @@ pub struct Decision {
     /// Slots that it takes.
     pub cost: u32,
     pub world: Arc<World>,
-    pub picks: Vec<Pick>,
+    pub picks: SmallVec<[Pick; 1]>,
     pub in_line: Option<Duration>,
     pub status: u16,
     /// How the exchange ended, and after how long; `None` while it goes on.
@@ -67,9 +69,9 @@ pub struct World {
 /// One question to the policy, and what came of it.
 #[derive(Debug, Clone, Default)]
 pub struct Pick {
-    pub candidates: Vec<Numbers>,
-    /// What the policy was given of these candidates: for each its index, then a number a column.
-    pub rows: Vec<u32>,
+    /// For each candidate its index in the fleet, its requests in flight and its slots at that moment; then, a number a column,
+    /// what the policy was given.
+    pub candidates: SmallVec<[u32; 16]>,
     /// Who serves the model and was no candidate, by index, and why not.
     pub left_out: Vec<(usize, &'static str)>,
     /// The policy's own word; `None` where it was not asked or failed.
@@ -78,37 +80,41 @@ pub struct Pick {
     pub attempt: Option<(usize, &'static str, Duration)>,
 }
 
-/// A candidate's numbers at the moment of the pick.
-#[derive(Debug, Clone, Copy)]
-pub struct Numbers {
-    pub member: usize,
-    pub in_flight: u32,
-    pub slots: u32,
-}
+/// Numbers of a candidate in the record of a pick, before those of its columns.
+pub const NUMBERS: usize = 3;
 
 /// The record of a request under way. Its drop hands it over, so that one that is cancelled is explained too.
 #[derive(Debug)]
 pub struct Record {
-    pub decision: Decision,
+    /// `None` once it is handed over.
+    decision: Option<Decision>,
     account: Rc<Account>,
 }
 
 impl Record {
     pub fn new(decision: Decision, account: &Rc<Account>) -> Self {
-        Self { decision, account: Rc::clone(account) }
+        Self { decision: Some(decision), account: Rc::clone(account) }
     }
 
     /// Begins the record of a pick.
     pub fn pick(&mut self, pick: Pick) {
-        if self.decision.picks.len() >= PICKS_LIMIT {
-            self.decision.picks.pop();
+        let Some(decision) = &mut self.decision else { return };
+        if decision.picks.len() >= PICKS_LIMIT {
+            decision.picks.pop();
         }
-        self.decision.picks.push(pick);
+        decision.picks.push(pick);
+    }
+
+    /// How long it has stood in line so far.
+    pub fn in_line(&mut self, waited: Duration) {
+        if let Some(decision) = &mut self.decision {
+            decision.in_line = Some(waited);
+        }
     }
 
     /// Says how the attempt ended that the last pick led to.
     pub fn attempted(&mut self, member: usize, outcome: &'static str, took: Duration) {
-        if let Some(pick) = self.decision.picks.last_mut() {
+        if let Some(pick) = self.decision.as_mut().and_then(|decision| decision.picks.last_mut()) {
             pick.attempt = Some((member, outcome, took));
         }
     }
@@ -116,14 +122,11 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        self.decision.status = self.account.status.get();
-        if self.decision.picks.is_empty() {
-            // It never came to a decision.
-            return;
+        // Without a pick it never came to a decision.
+        if let Some(mut decision) = self.decision.take().filter(|decision| !decision.picks.is_empty()) {
+            decision.status = self.account.status.get();
+            self.account.number.set(Some(self.account.decisions.push(decision)));
         }
-        let picks = std::mem::take(&mut self.decision.picks);
-        let number = self.account.decisions.push(Decision { picks, ..self.decision.clone() });
-        self.account.number.set(Some(number));
     }
 }
 

@@ -141,8 +141,14 @@ pub fn request_id(headers: &HeaderMap) -> HeaderValue {
 }
 
 fn new_request_id() -> HeaderValue {
-    let id = format!("req-{:032x}", fastrand::u128(..));
-    HeaderValue::from_str(&id).unwrap_or(HeaderValue::from_static("req-0"))
+    // By hand, for every request has one and the machinery of formats is slow.
+    let mut id = *b"req-00000000000000000000000000000000";
+    let mut bits = fastrand::u128(..);
+    for digit in id.iter_mut().skip("req-".len()) {
+        *digit = b"0123456789abcdef".get((bits & 15) as usize).copied().unwrap_or(b'0');
+        bits >>= 4;
+    }
+    HeaderValue::from_bytes(&id).unwrap_or(HeaderValue::from_static("req-0"))
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use http::Response;
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::attempt::{Begun, Ended, Sending, attempt};
@@ -36,6 +37,7 @@ pub struct Journey<'a> {
     sequence: u64,
     /// Slots that it takes.
     cost: u32,
+    body_bytes: u64,
     record: RefCell<Record>,
 }
 
@@ -102,22 +104,23 @@ impl<'a> Journey<'a> {
         body: &request::RequestBody,
     ) -> Self {
         let cost = current.snapshot.config.capacity.cost.slots(body.facts.images, body.length);
+        let body_bytes = body.length as u64;
         let decision = Decision {
             request_id: arrival.request_id.to_str().unwrap_or_default().into(),
             started: arrival.started,
             model: Arc::clone(&served.public),
             images: body.facts.images,
-            body_bytes: body.length as u64,
+            body_bytes,
             cost,
             world: Arc::clone(&current.world),
-            picks: Vec::new(),
+            picks: SmallVec::new(),
             in_line: None,
             status: 0,
             ended: None,
         };
         let record = RefCell::new(Record::new(decision, &underway.account));
         let sequence = served.demand.requests.fetch_add(1, Relaxed);
-        Self { arrival, current, served, underway, sequence, cost, record }
+        Self { arrival, current, served, underway, sequence, cost, body_bytes, record }
     }
 
     /// The one loop: slot, attempt, and again where that may be.

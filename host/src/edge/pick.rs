@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use http::StatusCode;
 
-use super::decisions::{NAMED_LIMIT, Numbers, Pick, Record};
+use super::decisions::{NAMED_LIMIT, Pick, Record};
 use super::snapshot::Member;
 use super::worker::{Candidate, Current, Place, Served, Tier, Worker};
 use crate::clock::now_ms;
@@ -226,9 +226,10 @@ impl Asking<'_> {
                 continue;
             };
             let Some(Member { backend, .. }) = self.current.snapshot.fleet.get(member) else { continue };
-            let (in_flight, slots) = (backend.in_flight(), backend.room());
-            pick.candidates.push(Numbers { member, in_flight, slots });
-            pick.rows.extend(rows.chunks_exact(width).nth(row).unwrap_or_default());
+            let index = u32::try_from(member).unwrap_or(u32::MAX);
+            let columns = rows.chunks_exact(width).nth(row).and_then(|row| row.get(1..)).unwrap_or_default();
+            pick.candidates.extend_from_slice(&[index, backend.in_flight(), backend.room()]);
+            pick.candidates.extend_from_slice(columns);
         }
         if candidates.len() < self.served.candidates.len() {
             // Both in order: one walk, which ends with the last that is named.

@@ -38,10 +38,10 @@ pub struct Worker {
     pub cut: Rc<Cell<bool>>,
 }
 
-/// What is asked for: in which dialect, whether with images, and under what public name.
-type Asked = (Dialect, bool, Box<str>);
-/// What was resolved; `None`: nobody serves it.
-type Resolved = HashMap<Asked, Option<Rc<Served>>>;
+/// Public names that were resolved, each as it was asked for; `None`: nobody serves it.
+type Resolved = HashMap<Box<str>, Vec<(Manner, Option<Rc<Served>>)>>;
+/// In which dialect, and whether with images.
+type Manner = (Dialect, bool);
 
 /// A snapshot as one worker uses it. It lasts as long as a request needs it.
 #[derive(Debug)]
@@ -157,9 +157,11 @@ impl Worker {
 
     /// Who serves a model to those who speak this dialect, and show it images or not; `None`: nobody.
     pub fn served(&self, current: &Current, model: &str, dialect: Dialect, with_images: bool) -> Option<Rc<Served>> {
-        let key = (dialect, with_images, model.into());
-        if let Some(known) = current.resolved.borrow().get(&key) {
-            return known.clone();
+        let manner = (dialect, with_images);
+        if let Some(known) = current.resolved.borrow().get(model)
+            && let Some((_, served)) = known.iter().find(|(of, _)| *of == manner)
+        {
+            return served.clone();
         }
         let (mut routes, is_sure) = self.routes(&current.snapshot, model);
         prefer_native_speakers(&current.snapshot, dialect, &mut routes);
@@ -172,7 +174,7 @@ impl Worker {
             resolved.clear();
         }
         if is_sure {
-            resolved.insert(key, served.clone());
+            resolved.entry(model.into()).or_default().push((manner, served.clone()));
         }
         served
     }

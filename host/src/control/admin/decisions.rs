@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Map, Value, json};
 
 use super::View;
-use crate::edge::decisions::{Decision, KEPT, Pick, World};
+use crate::edge::decisions::{Decision, KEPT, NUMBERS, Pick, World};
 use crate::plugin::Decision as Said;
 
 /// The last decisions of all workers, as asked for in `query`.
@@ -42,12 +42,12 @@ fn decision(decision: &Decision) -> Value {
 
 fn pick(pick: &Pick, world: &World) -> Value {
     let name = |member: usize| world.names.get(member).map_or("", |name| name);
-    let candidates = pick.candidates.iter().zip(0..).map(|(numbers, row)| {
+    let candidates = candidates(pick, world).map(|([member, in_flight, slots], given)| {
         json!({
-            "backend": name(numbers.member),
-            "in_flight": numbers.in_flight,
-            "slots": numbers.slots,
-            "columns": columns(pick, world, row),
+            "backend": name(*member as usize),
+            "in_flight": in_flight,
+            "slots": slots,
+            "columns": columns(given, world),
         })
     });
     let left_out = pick.left_out.iter().map(|(member, why)| json!({"backend": name(*member), "why": why}));
@@ -65,18 +65,23 @@ fn pick(pick: &Pick, world: &World) -> Value {
     })
 }
 
-/// The numbers that the policy asked for, of the candidate in this row.
-fn columns(pick: &Pick, world: &World, row: usize) -> Map<String, Value> {
-    let numbers = pick.rows.chunks(1 + world.columns.len()).nth(row).unwrap_or_default();
+/// Each candidate's index, requests in flight and slots; and what the policy was given.
+fn candidates<'a>(pick: &'a Pick, world: &World) -> impl Iterator<Item = (&'a [u32; NUMBERS], &'a [u32])> {
+    pick.candidates.chunks_exact(NUMBERS + world.columns.len()).filter_map(<[u32]>::split_first_chunk)
+}
+
+/// The numbers that the policy asked for.
+fn columns(given: &[u32], world: &World) -> Map<String, Value> {
     let number = |number: &u32| if *number == crate::fleet::UNKNOWN { Value::Null } else { json!(number) };
-    let named = world.columns.iter().zip(numbers.iter().skip(1));
+    let named = world.columns.iter().zip(given);
     named.map(|(column, value)| (column.name().to_owned(), number(value))).collect()
 }
 
 fn word(said: Said, pick: &Pick, world: &World) -> String {
     match said {
         Said::Pick(row) => {
-            let member = pick.candidates.get(row as usize).and_then(|numbers| world.names.get(numbers.member));
+            let picked = candidates(pick, world).nth(row as usize);
+            let member = picked.and_then(|([member, ..], _)| world.names.get(*member as usize));
             member.map_or_else(|| format!("row {row}"), ToString::to_string)
         }
         Said::Abstain => "abstain".to_owned(),

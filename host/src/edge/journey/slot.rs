@@ -39,7 +39,7 @@ impl Journey<'_> {
         self.underway.away += waited;
         let in_line = self.underway.in_line.get_or_insert_default();
         *in_line += waited;
-        self.record.get_mut().decision.in_line = Some(*in_line);
+        self.record.get_mut().in_line(*in_line);
         got
     }
 
@@ -102,7 +102,7 @@ impl Journey<'_> {
             not: &self.underway.tried,
             may_try: asking.may_try,
             cost: self.cost,
-            bytes: self.record.borrow().decision.body_bytes,
+            bytes: self.body_bytes,
             since_ms,
         }
     }

@@ -1,7 +1,7 @@
 //! One attempt: a request over one connection, up to the head of its answer.
 
 use std::future::poll_fn;
-use std::io::{self, ErrorKind, IoSlice};
+use std::io::{self, ErrorKind, IoSlice, Write as _};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -111,11 +111,11 @@ fn unanswered(error: Option<&io::Error>, idle: Option<Duration>) -> Failure {
 /// The request line and the fields.
 fn head(request: &Outgoing<'_>, url: &BackendUrl) -> Vec<u8> {
     let mut out = Vec::with_capacity(1024);
-    for part in
-        [request.method.as_str(), " ", &url.prefix, request.target, " HTTP/1.1\r\nhost: ", &url.authority(), "\r\n"]
-    {
+    for part in [request.method.as_str(), " ", &url.prefix, request.target, " HTTP/1.1\r\nhost: "] {
         out.extend_from_slice(part.as_bytes());
     }
+    // Into memory: it cannot fail.
+    let _ = write!(out, "{}\r\n", url.authority());
     for (name, value) in request.headers {
         for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
             out.extend_from_slice(part);
@@ -123,7 +123,7 @@ fn head(request: &Outgoing<'_>, url: &BackendUrl) -> Vec<u8> {
     }
     let length: usize = request.body.iter().map(Bytes::len).sum();
     if length > 0 || !matches!(*request.method, Method::GET | Method::HEAD) {
-        out.extend_from_slice(format!("content-length: {length}\r\n").as_bytes());
+        let _ = write!(out, "content-length: {length}\r\n");
     }
     out.extend_from_slice(b"\r\n");
     out
