@@ -10,6 +10,7 @@
 use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
@@ -70,6 +71,10 @@ pub async fn serve(
         answer::error(&error, dialect)
     });
     response.headers_mut().insert(headers::X_REQUEST_ID, request_id);
+    // Of HTTP/1 alone: over HTTP/2 a GOAWAY says it.
+    if client.watched.is_some() && worker.shared.draining.load(Relaxed) {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     if is_head {
         respond::without_body(&mut response);
     }
