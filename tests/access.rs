@@ -306,6 +306,13 @@ async fn images_are_taken_inline_or_from_listed_domains_where_a_policy_says_so()
     ] {
         let (proxy, [backend]) = proxied(&format!("[images]\n{rules}\n"), ["a"]).await;
         let reply = proxy.client.post_json(CHAT, &asked(url)).await;
+        if !rules.is_empty() {
+            // Under the names of other engines; letters of base64 do not make an image of a path.
+            for part in [json!({"image": "/etc/passwd"}), json!({"input_audio": {"data": "http://169.254.169.254/"}})] {
+                let body = json!({"model": MODEL, "messages": [{"role": "user", "content": [part]}]});
+                proxy.client.post_json(CHAT, &body).await.refused(400, "image_url_not_allowed");
+            }
+        }
         if passes {
             reply.ok();
             assert!(backend.request().text().contains(&json!(url).to_string()), "as it was");
