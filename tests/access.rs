@@ -176,6 +176,31 @@ async fn bodies_are_counted_whether_announced_or_not() {
 }
 
 #[tokio::test]
+async fn a_body_that_never_came_costs_its_key_nothing() {
+    let top = format!("{}[limits]\nbody = \"1MiB\"\n", key("a", KEY, "bytes_per_minute = \"10MiB\""));
+    let (proxy, [backend]) = proxied(&top, ["a"]).await;
+    let announcing = async |bytes: u64| {
+        let mut raw = Raw::connect(proxy.listen).await;
+        let (length, key) = (bytes.to_string(), format!("Bearer {KEY}"));
+        raw.send(request_head("POST", CHAT, &[("Content-Length", &length), ("Authorization", &key)])).await;
+        raw
+    };
+    for too_large in [1_048_577, 99_999_999_999, i64::MAX as u64] {
+        announcing(too_large).await.reply().await.refused(413, "request_too_large");
+        chat(&proxy.client, KEY).await.ok();
+    }
+    // Ten times what a minute allows, and far from all of it was sent.
+    for _ in 0..100 {
+        let mut raw = announcing(1 << 20).await;
+        raw.send("{\"messages\": [").await;
+        raw.leave();
+        // While it is not known to be gone, what it announced is held against the key.
+        eventually("the next one is let in", async || chat(&proxy.client, KEY).await.status == 200).await;
+    }
+    assert!(backend.request_count() >= 103);
+}
+
+#[tokio::test]
 async fn a_backend_that_refuses_the_proxys_own_key_is_passed_over_and_not_quoted() {
     let folder = Folder::new();
     let own = folder.write("key", "sk-own-canary");
@@ -281,6 +306,13 @@ async fn images_are_taken_inline_or_from_listed_domains_where_a_policy_says_so()
     ] {
         let (proxy, [backend]) = proxied(&format!("[images]\n{rules}\n"), ["a"]).await;
         let reply = proxy.client.post_json(CHAT, &asked(url)).await;
+        if !rules.is_empty() {
+            // Under the names of other engines; letters of base64 do not make an image of a path.
+            for part in [json!({"image": "/etc/passwd"}), json!({"input_audio": {"data": "http://169.254.169.254/"}})] {
+                let body = json!({"model": MODEL, "messages": [{"role": "user", "content": [part]}]});
+                proxy.client.post_json(CHAT, &body).await.refused(400, "image_url_not_allowed");
+            }
+        }
         if passes {
             reply.ok();
             assert!(backend.request().text().contains(&json!(url).to_string()), "as it was");

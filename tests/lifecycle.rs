@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixDatagram;
 use std::process::Command;
+use std::time::Duration;
 
+use bytes::Bytes;
 use socket2::{Domain, Socket, Type};
 
 use crate::support::*;
@@ -34,6 +36,125 @@ async fn a_new_process_takes_over_without_a_refused_connection() {
     }
     load.ends_well().await;
     proxy.falls_idle().await;
+}
+
+/// A client that keeps its connection until it is told that it ends, and does not look at it before it writes: what it
+/// writes to one that was closed without a word is lost.
+async fn trusts_its_connection(address: SocketAddr, pause: Duration) {
+    let mut connection = Raw::connect(address).await;
+    for _ in 0..10 {
+        connection.send(sized_request(CHAT, &chat_body().to_string())).await;
+        let reply = connection.reply().await.ok();
+        if reply.header("connection") == "close" {
+            return;
+        }
+        tokio::time::sleep(pause).await;
+    }
+}
+
+#[tokio::test]
+async fn no_request_on_a_kept_connection_is_lost_to_an_upgrade() {
+    let fleet = [Setup::named("a").start().await, Setup::named("b").start().await];
+    for drain_delay in ["0s", "200ms"] {
+        let text = config(&format!("[timeouts]\ndrain_delay = \"{drain_delay}\"\n"), &fleet);
+        let mut proxy = Proxy::start(&text).await;
+        let address = proxy.listen;
+        let kept = [1, 10, 50]
+            .map(|ms| Load::by(&proxy, 2, move |_| trusts_its_connection(address, Duration::from_millis(ms))));
+        let h2c = Client::h2c(address);
+        let multiplexed = Load::by(&proxy, 4, move |_| {
+            let client = h2c.clone();
+            async move { drop(client.chat().await.ok()) }
+        });
+        for _ in 0..UPGRADES {
+            let next = proxy.another(&text).await;
+            kept[1].answers_more(1).await;
+            proxy.signal("TERM");
+            assert!(proxy.ends().await.success());
+            multiplexed.answers_more(10).await;
+            proxy = next;
+        }
+        for load in kept.into_iter().chain([multiplexed]) {
+            load.ends_well().await;
+        }
+        proxy.falls_idle().await;
+    }
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_answered_once_more_while_draining_and_told_to_close() {
+    for (drain_delay, word) in [("0s", "draining for at most"), ("60s", "listening for")] {
+        let top = format!("[timeouts]\ndrain_delay = \"{drain_delay}\"\n");
+        let (mut proxy, [backend]) = proxied(&top, ["a"]).await;
+        let gate = Gate::closed();
+        backend.always(stream_held_at(&gate));
+        let mut streaming = Raw::connect(proxy.listen).await;
+        streaming.send(sized_request(CHAT, &stream_body().to_string())).await;
+        let head = streaming.head().await;
+        assert_eq!(head.header("connection"), "", "it is not known yet: {head:?}");
+        backend.heal();
+        let chat = sized_request(CHAT, &chat_body().to_string());
+        let mut idle = Vec::new();
+        for _ in 0..3 {
+            let mut connection = Raw::connect(proxy.listen).await;
+            connection.send(&chat).await;
+            connection.reply().await.ok();
+            idle.push(connection);
+        }
+        proxy.signal("TERM");
+        eventually("it is told to end", async || proxy.output().contains(word)).await;
+        let asks = [chat.clone(), sized_request("/v1/nothing", "{}"), request_head("GET", "/health", &[])];
+        for (connection, ask) in idle.iter_mut().zip(&asks) {
+            connection.send(ask).await;
+        }
+        for mut connection in idle {
+            let reply = connection.reply().await;
+            assert_eq!(reply.header("connection"), "close", "{reply:?}");
+            assert_eq!(connection.rest().await, (Bytes::new(), true), "{reply:?}");
+        }
+        gate.open();
+        streaming.read_until("data: [DONE]\n\n").await;
+        streaming.read_until("0\r\n\r\n").await;
+        streaming.send(&chat).await;
+        assert_eq!(streaming.reply().await.ok().header("connection"), "close");
+        assert_eq!(streaming.rest().await, (Bytes::new(), true));
+        if drain_delay == "60s" {
+            let mut late = Raw::connect(proxy.listen).await;
+            late.send(&chat).await;
+            assert_eq!(late.reply().await.ok().header("connection"), "close", "new connections too");
+            proxy.signal("TERM");
+        }
+        assert!(proxy.ends().await.success());
+    }
+}
+
+#[tokio::test]
+async fn a_connection_of_http_2_is_sent_away_with_what_it_has_asked() {
+    const EMPTY_SETTINGS: &str = "\0\0\0\x04\0\0\0\0\0";
+    // A GOAWAY for all streams that may ever come, and the ping behind it (RFC 9113 §6.8).
+    const LEAVING: &str = "\0\0\x08\x07\0\0\0\0\0\x7f";
+    const PING: &str = "\0\0\x08\x06\0\0\0\0\0";
+    let (mut proxy, [_backend]) = proxied("[timeouts]\ndrain_delay = \"60s\"\n", ["a"]).await;
+    let mut connection = Raw::connect(proxy.listen).await;
+    connection.send(format!("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n{EMPTY_SETTINGS}")).await;
+    connection.read_until("\0\0\0\x04\x01\0\0\0\0").await;
+    proxy.signal("TERM");
+    connection.read_until(LEAVING).await;
+    // `GET /` on stream 1, by the static table alone, which was on its way already.
+    connection.send(b"\0\0\x06\x01\x05\0\0\0\x01\x82\x86\x84\x01\x01p").await;
+    connection.read_until(PING).await;
+    let opaque = connection.exactly(8).await;
+    connection.send([b"\0\0\x08\x06\x01\0\0\0\0".as_slice(), &opaque].concat()).await;
+    let (rest, in_order) = connection.rest().await;
+    let holds = |frame: &[u8]| rest.windows(frame.len()).any(|window| window == frame);
+    assert!(holds(b"\x01\x04\0\0\0\x01\x88"), "its answer, 200: {rest:?}");
+    assert!(holds(b"\0\0\x08\x07\0\0\0\0\0\0\0\0\x01\0\0\0\0"), "it was the last one: {rest:?}");
+    assert!(in_order, "{rest:?}");
+    // One that comes now is not sent away before it has asked.
+    let late = Client::h2c(proxy.listen);
+    late.chat().await.ok();
+    proxy.signal("TERM");
+    proxy.ends().await;
 }
 
 #[tokio::test]

@@ -158,6 +158,54 @@ async fn no_level_shows_what_is_secret() {
 }
 
 #[tokio::test]
+async fn no_level_shows_the_secrets_of_who_runs_it() {
+    let (authority, folder) = (Authority::named("ours"), Folder::new());
+    let (identity, backend) = (authority.certify(&["127.0.0.1"]), Setup::named("a").start().await);
+    let token = folder.write("token", "admin-token-canary");
+    let ports = "listen = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\nbackends = []\n";
+    let top = format!("{ports}admin_token = {{ file = \"{}\" }}\n{}", token.display(), identity.table(&folder));
+    folder.write("vision-proxy.toml", top);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vision-proxy"));
+    let mut proxy = Proxy::run_by(command.arg("run").env("RUST_LOG", "trace"), folder).await;
+    let node = json!({"url": format!("http://{}", backend.address), "engine": "openai", "models": {MODEL: NATIVE},
+        "api_key": "sk-registered-canary"});
+    let mut told = String::new();
+    for (key, body) in [
+        ("admin-token-wrong-canary", node.to_string()),
+        ("admin-token-canary", node.to_string().replace("http://", "http://u:sk-registered-canary@")),
+        ("admin-token-canary", node.to_string().replace("\"openai\"", "7")),
+        ("admin-token-canary", node.to_string()),
+        ("admin-token-canary", node.to_string().replace("registered-canary", "renewed-canary")),
+    ] {
+        let asked = proxy.admin.request("PUT", "/api/backends/a").header("authorization", format!("Bearer {key}"));
+        told += whole(asked.body(body)).await.text();
+    }
+    for client in ["h2", "http/1.1"].map(|protocol| {
+        let mut tls = authority.client(None);
+        tls.alpn_protocols = vec![protocol.into()];
+        Client::https(proxy.listen, tls)
+    }) {
+        let served = async || client.chat().await.status == 200;
+        eventually("the registered one serves", served).await;
+    }
+    assert_eq!(backend.requests()[0].header("authorization"), "Bearer sk-renewed-canary");
+    backend.always(Answer::json(403, "no, sk-renewed-canary"));
+    let client = Client::https(proxy.listen, authority.client(None));
+    told += client.chat().await.refused(502, "upstream_unauthorized").text();
+    for path in ["/", "/metrics", "/api/fleet", "/api/plugins", "/api/config", "/api/decisions"] {
+        told += proxy.admin.get(path).await.ok().text();
+    }
+    proxy.kill();
+    let log = proxy.output();
+    assert!(!told.contains("canary"), "{told}");
+    assert!(!log.contains("canary"), "{log}");
+    assert!(log.contains("answered in the proxy's own name"), "at this level much is said: {log}");
+    for line in identity.key.lines().filter(|line| !line.starts_with('-')) {
+        assert!(!log.contains(line) && !told.contains(line), "the listener's key: {log}");
+    }
+}
+
+#[tokio::test]
 async fn the_last_lines_are_written_before_the_end() {
     let (mut proxy, [_backend]) = proxied("[timeouts]\ndrain_delay = \"0s\"\n", ["a"]).await;
     proxy.signal("TERM");

@@ -150,7 +150,8 @@ impl Raw {
         }
     }
 
-    async fn exactly(&mut self, count: usize) -> Bytes {
+    /// The next so many bytes.
+    pub async fn exactly(&mut self, count: usize) -> Bytes {
         while self.ahead.len() < count {
             assert!(self.more().await, "the answer is short: {} of {count} bytes", self.ahead.len());
         }

@@ -17,6 +17,7 @@ mod secret;
 mod suggest;
 mod tls;
 mod url;
+mod warnings;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

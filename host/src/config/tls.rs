@@ -65,8 +65,8 @@ impl PartialEq for BackendTls {
 }
 
 impl Config {
-    /// What is allowed and should not go unsaid, at this moment.
-    pub fn warnings(&self, now: SystemTime) -> Vec<String> {
+    /// What of TLS is allowed and should not go unsaid, at this moment.
+    pub(super) fn tls_warnings(&self, now: SystemTime) -> Vec<String> {
         let mut warnings = Vec::new();
         let mut look = |whose: &str, not_after: Option<SystemTime>| {
             if let Some(end) = not_after.filter(|end| *end <= now) {

@@ -182,8 +182,8 @@ fn watched(shared: &Shared, source: &ConfigSource) -> Vec<PathBuf> {
     folders
 }
 
-/// Stops in order: unready, still listening; then no new connections; then what remains is cut. A second
-/// signal cuts at once.
+/// Stops in order: unready, still listening, and clients are told to go elsewhere; then no new connections; then what
+/// remains is cut. A second signal cuts at once.
 async fn end(
     server: Server,
     shared: &Shared,
@@ -192,6 +192,7 @@ async fn end(
     timeouts: &Timeouts,
 ) -> anyhow::Result<()> {
     shared.draining.store(true, Relaxed);
+    phase.send_replace(Phase::Leaving);
     tracing::info!("ending: unready, listening for {:?} more", timeouts.drain_delay);
     let in_order = async {
         tokio::time::sleep(timeouts.drain_delay).await;

@@ -4,6 +4,7 @@
 //! key costs one hash and no byte of its body; what a key has used outlives snapshots, so that a reload forgives
 //! nothing; a request's hold is a value that gives itself back.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -129,7 +130,8 @@ impl Key {
         Arc::as_ptr(&self.meter) as u64
     }
 
-    /// Lets a request in that announces a body of so many bytes, as far as its limits go.
+    /// Lets a request in that announces a body of so many bytes, as far as its limits go. What it announces is charged
+    /// at once, so that many uploads at a time cannot go past the limit together.
     ///
     /// # Errors
     /// The limit that it is over, and when it will not be.
@@ -143,7 +145,7 @@ impl Key {
             ProxyError::KeyLimited { limit, retry_after: wait.mul_f64(1.0 + fastrand::f64() / 4.0) }
         };
         let others = meter.in_flight.fetch_add(1, Relaxed);
-        let permit = Permit { key: Arc::clone(self), announced_bytes };
+        let permit = Permit { key: Arc::clone(self), unread_bytes: Cell::new(0) };
         if config.concurrency.is_some_and(|limit| others >= limit) {
             return Err(over(KeyLimit::Concurrency, CONCURRENCY_RETRY));
         }
@@ -155,6 +157,7 @@ impl Key {
             meter.requests.take(now, 1, limit.into()).map_err(|wait| over(KeyLimit::Requests, wait))?;
         }
         permit.charge(announced_bytes);
+        permit.unread_bytes.set(announced_bytes);
         Ok(permit)
     }
 }
@@ -163,13 +166,16 @@ impl Key {
 #[derive(Debug)]
 pub struct Permit {
     key: Arc<Key>,
-    announced_bytes: u64,
+    /// Charged, and not read yet.
+    unread_bytes: Cell<u64>,
 }
 
 impl Permit {
-    /// The body is read: what it had beyond its announcement is charged too.
+    /// So much more of the body is read: what it has beyond its announcement is charged too.
     pub fn has_read(&self, bytes: u64) {
-        self.charge(bytes.saturating_sub(self.announced_bytes));
+        let unread = self.unread_bytes.get();
+        self.unread_bytes.set(unread.saturating_sub(bytes));
+        self.charge(bytes.saturating_sub(unread));
     }
 
     fn charge(&self, bytes: u64) {
@@ -182,6 +188,11 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         self.key.meter.in_flight.fetch_sub(1, Relaxed);
+        // What was announced and never came.
+        let unread = self.unread_bytes.get();
+        if let Some(limit) = self.key.config.bytes_per_minute.filter(|_| unread > 0) {
+            self.key.meter.bytes.give_back(unread, limit);
+        }
     }
 }
 
@@ -218,6 +229,13 @@ impl Bucket {
         let charged = |full_at: u64| Some(full_at.max(now_ns).saturating_add(refill_ns(amount, per_minute)));
         // It always has an answer.
         let _ = self.0.fetch_update(Relaxed, Relaxed, charged);
+    }
+
+    /// Undoes a charge. What has flowed in since is not given twice: nothing is fuller than full.
+    fn give_back(&self, amount: u64, per_minute: u64) {
+        let given = |full_at: u64| Some(full_at.saturating_sub(refill_ns(amount, per_minute)));
+        // It always has an answer.
+        let _ = self.0.fetch_update(Relaxed, Relaxed, given);
     }
 }
 
@@ -323,7 +341,7 @@ mod tests {
     async fn a_body_larger_than_the_rest_gets_in_and_the_next_ones_pay() {
         now_ms();
         let key = limited(|key| key.bytes_per_minute = Some(600));
-        key.admit(500).unwrap();
+        key.admit(500).unwrap().has_read(500);
         let chunked = key.admit(0).unwrap();
         chunked.has_read(700);
         // 1,200 of 600: a minute until there is anything again.
@@ -332,6 +350,25 @@ mod tests {
         let announced = key.admit(10).unwrap();
         announced.has_read(10);
         assert_over(key.admit(1), KeyLimit::Bytes, Duration::from_millis(100));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_announced_is_held_and_what_never_came_is_given_back() {
+        now_ms();
+        let key = limited(|key| key.bytes_per_minute = Some(600));
+        let begun = key.admit(1_200).unwrap();
+        begun.has_read(100);
+        begun.has_read(500);
+        assert_over(key.admit(0), KeyLimit::Bytes, Duration::from_secs(60));
+        drop(begun);
+        // Of 600, 600 were read.
+        assert_over(key.admit(0), KeyLimit::Bytes, Duration::from_millis(100));
+        tokio::time::advance(Duration::from_secs(60)).await;
+        let slow = key.admit(600).unwrap();
+        tokio::time::advance(Duration::from_secs(90)).await;
+        drop(slow);
+        key.admit(600).unwrap().has_read(600);
+        assert_over(key.admit(0), KeyLimit::Bytes, Duration::from_millis(100));
     }
 
     #[test]

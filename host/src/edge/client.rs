@@ -142,6 +142,19 @@ impl ClientStream {
         Exchange { shared: Rc::clone(&self.0), ends_with_close }
     }
 
+    /// Returns once there has been no exchange, nor a head begun, for so long; half of it is enough behind an exchange.
+    pub async fn quiet_for(&self, time: Duration) {
+        let is_quiet = || self.0.exchanges.get() + self.0.unanswered.get() == 0 && self.0.head_begun.get().is_none();
+        let mut was_quiet = false;
+        loop {
+            tokio::time::sleep(time / 2).await;
+            if was_quiet && is_quiet() {
+                return;
+            }
+            was_quiet = is_quiet();
+        }
+    }
+
     /// Drives a connection until it ends or its client is gone: while an exchange is under way, and in any case once it
     /// has not finished a head in time or has taken nothing for as long as `stall`.
     pub async fn drive<E>(

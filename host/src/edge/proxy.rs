@@ -10,11 +10,12 @@
 use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use http::header::{self, HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::{Method, Response, Version};
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::access::Key;
@@ -70,6 +71,10 @@ pub async fn serve(
         answer::error(&error, dialect)
     });
     response.headers_mut().insert(headers::X_REQUEST_ID, request_id);
+    // Of HTTP/1 alone: over HTTP/2 a GOAWAY says it.
+    if client.watched.is_some() && worker.shared.draining.load(Relaxed) {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     if is_head {
         respond::without_body(&mut response);
     }
@@ -120,13 +125,10 @@ impl Arrival<'_> {
         account: &Rc<Account>,
     ) -> Result<Response<Body>, ProxyError> {
         let config = Arc::clone(&self.current.snapshot.config);
-        let announced = incoming.size_hint().lower();
+        let announced = request::announced(&incoming, &config.limits)?;
         let permit = self.key.as_ref().map(|key| key.admit(announced)).transpose()?;
-        let body = request::read(&parts.headers, incoming, &config, &self.worker.shared).await?;
-        if let Some(permit) = permit {
-            permit.has_read(body.length as u64);
-            account.permit.replace(Some(permit));
-        }
+        let body = request::read(&parts.headers, incoming, &config, &self.worker.shared, permit.as_ref()).await?;
+        account.permit.replace(permit);
         // From here on the client is watched: its leaving drops this future, and all that it holds.
         let ends_with_close = parts.version == Version::HTTP_10;
         let exchange = self.client.watched.as_ref().map(|stream| stream.exchange(ends_with_close));

@@ -48,8 +48,9 @@ const STREAM_WINDOW: u32 = 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// How often idle connections to backends are looked through.
 const SWEEP_EVERY: Duration = Duration::from_secs(10);
-/// Draining: how long a connection that has said nothing yet may take to say something.
-const FIRST_WORD: Duration = Duration::from_secs(1);
+/// Draining: how long a connection on which nothing is under way may take to say something. A client that does not look
+/// before it writes on a kept connection loses what it writes on a closed one; most write again within a second.
+const LINGER: Duration = Duration::from_secs(1);
 /// How long an answer that is cut may take to say so.
 const LAST_WORD: Duration = Duration::from_millis(250);
 
@@ -57,6 +58,8 @@ const LAST_WORD: Duration = Duration::from_millis(250);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
     Serving,
+    /// Clients are told to go elsewhere; new connections are still taken.
+    Leaving,
     /// No new connections; what is under way finishes.
     Draining,
     /// What remains is cut.
@@ -121,7 +124,7 @@ async fn accept(
     loop {
         let accepted = tokio::select! {
             accepted = door.accept() => accepted.and_then(TcpStream::into_std),
-            _ = phase.wait_for(|phase| *phase > Phase::Serving) => break,
+            _ = phase.wait_for(|phase| *phase >= Phase::Draining) => break,
         };
         match accepted {
             Ok(stream) if admission.is_open(&shared) => give(stream, &workers, &shared),
@@ -199,8 +202,8 @@ async fn connection(worker: &Rc<Worker>, stream: StdStream, phase: watch::Receiv
     let Ok(peer) = stream.peer_addr() else { return };
     let mut draining = phase.clone();
     let late = async {
-        let _ = draining.wait_for(|phase| *phase > Phase::Serving).await;
-        tokio::time::sleep(FIRST_WORD).await;
+        let _ = draining.wait_for(|phase| *phase >= Phase::Draining).await;
+        tokio::time::sleep(LINGER).await;
     };
     let spoken = tokio::select! {
         spoken = timeout(IDLE_TIMEOUT, first_words(worker, stream)) => spoken,
@@ -236,29 +239,23 @@ async fn serve_http1(worker: &Rc<Worker>, client: Rc<Client>, stream: ClientStre
         Box::pin(proxy::serve(Rc::clone(worker), Rc::clone(&client), request.into_parts()))
     });
     let stall = stall_limit(worker, &stream);
-    let is_late = *phase.borrow() > Phase::Serving;
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(IDLE_TIMEOUT)
         .max_header_size(HEAD_LIMIT)
         .max_buf_size(BUFFER_LIMIT)
         .half_close(false)
-        .keep_alive(!is_late)
         .serve_connection(TokioIo::new(stream.clone()), service);
     let mut connection = std::pin::pin!(connection);
-    if !is_late {
-        let served = tokio::select! {
-            served = stream.drive(stall, connection.as_mut()) => Some(served),
-            _ = phase.wait_for(|phase| *phase > Phase::Serving) => None,
-        };
-        if let Some(served) = served {
-            let _ =
-                served.inspect_err(|error| tracing::debug!(client = %client.peer.address, "connection ended: {error}"));
-            return;
-        }
-        // hyper closes a connection that has not said anything yet, which is why this is not for late ones.
-        connection.as_mut().graceful_shutdown();
+    let served = tokio::select! {
+        served = stream.drive(stall, connection.as_mut()) => Some(served),
+        () = lingered(&stream, &mut phase) => None,
+    };
+    if let Some(served) = served {
+        let _ = served.inspect_err(|error| tracing::debug!(client = %client.peer.address, "connection ended: {error}"));
+        return;
     }
+    connection.as_mut().graceful_shutdown();
     let mut connection = std::pin::pin!(stream.drive(stall, connection));
     tokio::select! {
         _ = connection.as_mut() => return,
@@ -267,6 +264,16 @@ async fn serve_http1(worker: &Rc<Worker>, client: Rc<Client>, stream: ClientStre
     // Polled once more, an answer under way ends with its last word.
     worker.cut.set(true);
     let _ = timeout(LAST_WORD, connection).await;
+}
+
+/// Draining: returns once nothing has been under way for long enough, or the time is up. Whoever asks meanwhile is answered,
+/// and told that the connection closes.
+async fn lingered(stream: &ClientStream, phase: &mut watch::Receiver<Phase>) {
+    let _ = phase.wait_for(|phase| *phase >= Phase::Draining).await;
+    tokio::select! {
+        () = stream.quiet_for(LINGER) => {}
+        _ = phase.wait_for(|phase| *phase == Phase::Ended) => {}
+    }
 }
 
 async fn serve_http2(worker: &Rc<Worker>, client: Rc<Client>, stream: ClientStream, mut phase: watch::Receiver<Phase>) {
@@ -286,10 +293,19 @@ async fn serve_http2(worker: &Rc<Worker>, client: Rc<Client>, stream: ClientStre
         .max_send_buf_size(BUFFER_LIMIT)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
+    let is_late = *phase.borrow() > Phase::Serving;
+    let leaves = async {
+        if is_late {
+            // It came for a request, and is not sent away before it has made it.
+            let _ = timeout(LINGER, streams.first()).await;
+        } else {
+            let _ = phase.wait_for(|phase| *phase > Phase::Serving).await;
+        }
+    };
     let served = tokio::select! {
         served = connection.as_mut() => Some(served),
         () = streams.idle(IDLE_TIMEOUT) => None,
-        _ = phase.wait_for(|phase| *phase > Phase::Serving) => None,
+        () = leaves => None,
     };
     if served.is_none() {
         connection.as_mut().graceful_shutdown();

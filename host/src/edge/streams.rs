@@ -10,6 +10,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep};
 
 tokio::task_local! {
@@ -38,11 +39,18 @@ struct Open {
     count: Cell<u32>,
     /// When the last one ended.
     since: Cell<Instant>,
+    begun: Notify,
 }
 
 impl Streams {
     pub fn new(stall: Duration) -> Self {
-        Self { stall, open: Rc::new(Open { count: Cell::new(0), since: Cell::new(Instant::now()) }) }
+        let (count, since, begun) = (Cell::new(0), Cell::new(Instant::now()), Notify::new());
+        Self { stall, open: Rc::new(Open { count, since, begun }) }
+    }
+
+    /// Returns once there has been a stream.
+    pub async fn first(&self) {
+        self.open.begun.notified().await;
     }
 
     /// Returns once there has been no stream for so long.
@@ -97,6 +105,7 @@ struct Counted(Rc<Open>);
 impl Counted {
     fn new(open: &Rc<Open>) -> Self {
         open.count.set(open.count.get() + 1);
+        open.begun.notify_one();
         Self(Rc::clone(open))
     }
 }

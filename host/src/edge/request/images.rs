@@ -12,13 +12,33 @@ use crate::edge::json::Token;
 /// Longest address that is not an image itself; signed ones of object stores have two thousand bytes.
 pub const ADDRESS_LIMIT_BYTES: usize = 8 << 10;
 
+/// No file's path is longer (`PATH_MAX` of Linux, its NUL included).
+const PATH_LIMIT_BYTES: usize = 4096;
+
 /// Members that hold an address, or an object with it.
-const ADDRESSES: [&[u8]; 4] = [b"image_url", b"video_url", b"audio_url", b"file_url"];
-/// Members that hold an image, or a list of them: bare base64 to some engines, an address or a file's path to others.
-const MEDIA: [&[u8]; 4] = [b"image", b"images", b"video", b"audio"];
+const ADDRESSES: [&[u8]; 5] = [b"image_url", b"video_url", b"audio_url", b"file_url", b"document_url"];
+/// Members that hold an image, a film or a sound, or a list of them: bare base64 to some engines, an address or a file's
+/// path to others; or an object with it under `data`, or with an address under `url`.
+const MEDIA: [&[u8]; 11] = [
+    b"image",
+    b"images",
+    b"video",
+    b"audio",
+    b"image_data",
+    b"video_data",
+    b"audio_data",
+    b"input_image",
+    b"input_audio",
+    b"multimodal_data",
+    b"ref_audio",
+];
 /// Members that hold an object, or a list of them, whose `url` is an address. Any other `url` is somebody's own word:
 /// what a tool was called with, say.
 const HOLDERS: [&[u8]; 2] = [b"source", b"content"];
+/// How base64 begins of what engines take: PNG, JPEG, GIF, BMP, both TIFF, RIFF (WebP, WAV), Ogg, FLAC, MP3 with its tag,
+/// WebM. A path that begins so is nobody's: JPEG's is `/9j/`.
+const BEGINNINGS: [&[u8]; 11] =
+    [b"iVBORw0KGgo", b"/9j/", b"R0lGOD", b"Qk", b"SUkqA", b"TU0AK", b"UklGR", b"T2dnUw", b"ZkxhQ", b"SUQz", b"GkXfo"];
 
 /// What a value is, by the name of its member.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,14 +47,18 @@ pub enum Kind {
     Other,
     /// An object whose `url` is an address; a list of such.
     Holder,
+    /// The same, and its `data` is a medium.
+    MediaHolder,
     Address,
     Media,
 }
 
 impl Kind {
-    fn of_member(key: &[u8], is_in_holder: bool) -> Self {
+    /// What the member of an object of this kind is.
+    fn of_member(self, key: &[u8]) -> Self {
         match key {
-            b"url" if is_in_holder => Self::Address,
+            b"url" if matches!(self, Self::Holder | Self::MediaHolder) => Self::Address,
+            b"data" if self == Self::MediaHolder => Self::Media,
             _ if ADDRESSES.contains(&key) => Self::Address,
             _ if MEDIA.contains(&key) => Self::Media,
             _ if HOLDERS.contains(&key) => Self::Holder,
@@ -44,7 +68,16 @@ impl Kind {
 
     /// What a field of a form is; lists are written `name[]`.
     pub fn of_field(name: &[u8]) -> Self {
-        Self::of_member(name.strip_suffix(b"[]").unwrap_or(name), true)
+        Self::Holder.of_member(name.strip_suffix(b"[]").unwrap_or(name))
+    }
+
+    /// What an object is that stands where this is expected.
+    fn object(self) -> Self {
+        match self {
+            Self::Other => Self::Other,
+            Self::Holder | Self::Address => Self::Holder,
+            Self::MediaHolder | Self::Media => Self::MediaHolder,
+        }
     }
 
     /// Whether a text of this kind is judged.
@@ -89,9 +122,9 @@ impl<'a> Watch<'a> {
         self.member = None;
         match token {
             Token::Key => {
-                self.member = Some(Kind::of_member(text, self.open.last() == Some(&Kind::Holder)));
+                self.member = Some(self.open.last().map_or(Kind::Other, |around| around.of_member(text)));
             }
-            Token::Object => self.open.push(if kind == Kind::Other { kind } else { Kind::Holder }),
+            Token::Object => self.open.push(kind.object()),
             Token::Array => self.open.push(kind),
             Token::ObjectEnd | Token::ArrayEnd => drop(self.open.pop()),
             Token::String => return !kind.is_judged() || may_pass(self.rules, kind, text),
@@ -103,15 +136,25 @@ impl<'a> Watch<'a> {
 
 /// Whether this text, of which [`ADDRESS_LIMIT_BYTES`] and one more were kept, may go on.
 pub fn may_pass(rules: &Images, kind: Kind, text: &[u8]) -> bool {
-    let is_base64 = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/=-_\r\n".contains(byte);
     if rules.policy == ImagePolicy::Pass || text.starts_with(b"data:") {
         return true;
     }
-    if kind == Kind::Media && text.iter().all(is_base64) {
+    if kind == Kind::Media && is_base64(text) {
         return true;
     }
     let is_listed = |url: &Url| rules.domains.iter().any(|domain| is_within(url, domain));
     rules.policy == ImagePolicy::Allow && unambiguous(text).as_ref().is_some_and(is_listed)
+}
+
+/// Whether a text is base64 to every reader, though a path may be written with the same letters: it begins as what engines
+/// take does, or is too long for a path. (Readers take several slashes in a row for one.)
+fn is_base64(text: &[u8]) -> bool {
+    let is_of_it = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/=-_\r\n".contains(byte);
+    // MP4, HEIC and AVIF say so behind four bytes of length: "ftyp".
+    let is_boxed = text.starts_with(b"AAAA") && text.get(6..10) == Some(b"Z0eX");
+    let begins_well = || is_boxed || BEGINNINGS.iter().any(|beginning| text.starts_with(beginning));
+    let path_bytes = || text.chunk_by(|before, after| before == after && *after == b'/').count();
+    text.iter().all(is_of_it) && (text.is_empty() || begins_well() || path_bytes() >= PATH_LIMIT_BYTES)
 }
 
 /// The address, where everybody reads the same in it.
@@ -162,11 +205,43 @@ mod tests {
     }
 
     #[test]
-    fn base64_stands_where_an_image_does() {
+    fn base64_stands_where_an_image_does_and_a_path_does_not() {
+        let sound = "1AAx".repeat(PATH_LIMIT_BYTES / 4);
+        let slashes = "/".repeat(2 * PATH_LIMIT_BYTES) + "etc/passwd";
         for policy in [ImagePolicy::DataOnly, ImagePolicy::Allow] {
             let media = |text: &str| may_pass(&rules(policy, &["a.example"]), Kind::Media, text.as_bytes());
-            assert!(media("iVBORw0KGgo+/-_==") && media("") && media("data:image/png;base64,AA=="));
-            assert!(!media("/etc/passwd.png") && !media("http://b.example/") && !media("file:/x") && !media("a b"));
+            for good in [
+                "",
+                "data:image/png;base64,AA==",
+                "iVBORw0KGgo+/-_==",
+                "/9j/4AAQSkZJRg\r\nABAQ",
+                "R0lGODlhAQABAAAAACw=",
+                "UklGRiQAAABXQVZF",
+                "AAAAIGZ0eXBpc29t",
+                "AAAAHGZ0eXBhdmlm",
+                &sound,
+            ] {
+                assert!(media(good), "{good}");
+            }
+            for bad in [
+                "/etc/passwd",
+                "//etc/passwd",
+                "/proc/self/environ",
+                "etc/shadow",
+                "secret",
+                "/etc/apng",
+                "//tmp/x=",
+                "AAAA",
+                "AAAA/etc/x",
+                "9j/x",
+                &slashes,
+                "/etc/passwd.png",
+                "http://b.example/",
+                "file:/x",
+                "a b",
+            ] {
+                assert!(!media(bad), "{bad}");
+            }
         }
     }
 
@@ -244,6 +319,8 @@ mod tests {
             ("url[]", Kind::Address),
             ("image_url", Kind::Address),
             ("image[]", Kind::Media),
+            ("ref_audio", Kind::Media),
+            ("data", Kind::Other),
             ("model", Kind::Other),
             ("prompt", Kind::Other),
         ] {

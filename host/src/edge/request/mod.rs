@@ -16,7 +16,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, header};
 use http_body_util::BodyExt;
-use hyper::body::{Frame, Incoming};
+use hyper::body::{Body as _, Frame, Incoming};
 use tokio::time::{Instant, timeout_at};
 
 pub use facts::{BodyError, Facts};
@@ -24,8 +24,9 @@ pub use multipart::MultipartScan;
 pub use scan::BodyScan;
 pub use splice::splice;
 
+use super::access::Permit;
 use super::snapshot::{HeldBytes, Shared};
-use crate::config::{Config, Images};
+use crate::config::{Config, Images, Limits};
 use crate::error::{ProxyError, Unroutable};
 
 /// What a client must bring in each stretch of its upload: 1 KiB/s, which the worst of lines can do. A limit for the
@@ -88,22 +89,28 @@ impl<'a> Scan<'a> {
     }
 }
 
+/// How many bytes a body is announced to have, before anything is held or charged for them; 0 where it is not said.
+///
+/// # Errors
+/// More than any body may have: nothing of it is read.
+pub fn announced(incoming: &Incoming, limits: &Limits) -> Result<u64, ProxyError> {
+    let bytes = incoming.size_hint().lower();
+    let limit_bytes = limits.body_bytes;
+    if bytes > limit_bytes { Err(ProxyError::RequestTooLarge { limit_bytes }) } else { Ok(bytes) }
+}
+
 /// Reads a body up to its limit.
 ///
 /// # Errors
-/// What makes it unroutable, too large or incomplete. A body announced as too large is not read at all.
+/// What makes it unroutable, too large or incomplete.
 pub async fn read(
     headers: &HeaderMap,
     mut incoming: Incoming,
     config: &Config,
     shared: &Arc<Shared>,
+    permit: Option<&Permit>,
 ) -> Result<RequestBody, ProxyError> {
-    let limit_bytes = config.limits.body_bytes;
-    let too_large = ProxyError::RequestTooLarge { limit_bytes };
-    let announced = hyper::body::Body::size_hint(&incoming).lower();
-    if announced > limit_bytes {
-        return Err(too_large);
-    }
+    let announced = announced(&incoming, &config.limits)?;
     let is_coded = |coding: &HeaderValue| !coding.as_bytes().eq_ignore_ascii_case(b"identity");
     if headers.get_all(header::CONTENT_ENCODING).iter().any(is_coded) {
         return Err(ProxyError::UnsupportedEncoding);
@@ -113,13 +120,17 @@ pub async fn read(
     if !held.grow(announced) {
         return Err(ProxyError::Overloaded);
     }
+    let limit_bytes = config.limits.body_bytes;
     let (mut chunks, mut length) = (Vec::new(), 0);
     let mut pace = Pace { until: Instant::now() + STRETCH, wanted: STRETCH_BYTES };
     while let Some(frame) = pace.frame(&mut incoming, length).await? {
         let Ok(chunk) = frame.into_data() else { continue };
         length += chunk.len();
+        if let Some(permit) = permit {
+            permit.has_read(chunk.len() as u64);
+        }
         if length as u64 > limit_bytes {
-            return Err(too_large);
+            return Err(ProxyError::RequestTooLarge { limit_bytes });
         }
         if length as u64 > announced && !held.grow(chunk.len() as u64) {
             return Err(ProxyError::Overloaded);
