@@ -4,7 +4,7 @@
 
 mod slot;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -24,7 +24,7 @@ use super::retry::{Cause, History, Verdict};
 use super::worker::{Candidate, Current, Served};
 use super::{headers, request};
 use crate::error::ProxyError;
-use crate::fleet::Backend;
+use crate::fleet::{Backend, Turn};
 use crate::metrics::AttemptEnd;
 
 /// A request on its way through the fleet of one snapshot.
@@ -56,6 +56,8 @@ pub struct Underway {
     away: Duration,
     /// Of that, the time in line; `None` where it never stood there.
     pub in_line: Option<Duration>,
+    /// Its turn in line, where it stood there: also for when its backend fails it.
+    turn: Cell<Option<Turn>>,
 }
 
 /// An answer, dressed for the client.
@@ -91,6 +93,7 @@ impl Underway {
             kept: None,
             away: Duration::ZERO,
             in_line: None,
+            turn: Cell::default(),
         }
     }
 }

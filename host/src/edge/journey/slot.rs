@@ -6,7 +6,6 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 use super::{Journey, Stop};
-use crate::clock::now_ms;
 use crate::edge::attempt::Sending;
 use crate::edge::pick::{Asking, Picked, freed_per_second};
 use crate::edge::request;
@@ -59,14 +58,15 @@ impl Journey<'_> {
         tenant: u64,
     ) -> Result<(usize, Lease), Stop> {
         let (queue, limits) = (&self.arrival.worker.shared.queue, &self.current.snapshot.config.queue);
-        let (since, since_ms) = (Instant::now(), now_ms());
-        let (deadline, mut spill) = (since + limits.timeout, since + limits.spill_after);
-        let mut turn = None;
+        let (since, before) = (Instant::now(), self.underway.in_line.unwrap_or_default());
+        let left = |of: Duration| since + of.saturating_sub(before);
+        let (deadline, mut spill) = (left(limits.timeout), left(limits.spill_after));
+        let waited = || before + since.elapsed();
         loop {
-            let wish = self.wish(&asking, tenant, since_ms);
-            let place = queue.enter(turn, wish).map_err(|Refused| self.saturated(Duration::ZERO));
+            let wish = self.wish(&asking, tenant);
+            let place = queue.enter(self.underway.turn.get(), wish).map_err(|Refused| self.saturated(Duration::ZERO));
             let mut place = place?;
-            turn = Some(place.turn);
+            self.underway.turn.set(Some(place.turn));
             // A policy that would rather wait is asked at the next event, not about the slot that it just refused.
             if !holding {
                 queue.look(wish);
@@ -74,7 +74,7 @@ impl Journey<'_> {
             let next_tier = self.served.tiers.get(tier + 1).filter(|_| spill < deadline);
             let picked = match timeout_at(next_tier.map_or(deadline, |_| spill), place.turn()).await {
                 Ok(Given::Slot(lease)) => asking.accept(lease, place.turn),
-                Ok(Given::Evicted) => return Err(self.saturated(since.elapsed()).into()),
+                Ok(Given::Evicted) => return Err(self.saturated(waited()).into()),
                 Ok(Given::Stranded) => return Err(Stop::Stranded),
                 Err(_) if let Some(next_tier) = next_tier => {
                     (tier, spill) = (tier + 1, spill + limits.spill_after);
@@ -83,7 +83,7 @@ impl Journey<'_> {
                     asking.reserved = queue.wanted(next_tier.backends.iter());
                     asking.pick()
                 }
-                Err(_) => return Err(self.waited_in_vain(&asking, since.elapsed()).into()),
+                Err(_) => return Err(self.waited_in_vain(&asking, waited()).into()),
             };
             holding = match picked {
                 Picked::Slot { candidate, lease } => return Ok((candidate, lease)),
@@ -94,7 +94,7 @@ impl Journey<'_> {
         }
     }
 
-    fn wish<'b>(&'b self, asking: &Asking<'b>, tenant: u64, since_ms: u64) -> Wish<'b> {
+    fn wish<'b>(&'b self, asking: &Asking<'b>, tenant: u64) -> Wish<'b> {
         Wish {
             flow: Flow { model: self.model(), tenant },
             wants: &asking.tier.backends,
@@ -103,7 +103,8 @@ impl Journey<'_> {
             may_try: asking.may_try,
             cost: self.cost,
             bytes: self.body_bytes,
-            since_ms,
+            arrived: self.underway.read_at,
+            was_served: self.underway.history.attempts > 0,
         }
     }
 
