@@ -69,7 +69,7 @@ impl Backend {
     }
 
     /// Takes the slots that a request costs, where they are free and the backend may be used at this moment. What costs
-    /// more than the backend has takes all of it.
+    /// more than there is room for takes all of it.
     pub fn claim(backend: &Arc<Self>, cost: u32) -> Option<Lease> {
         if !backend.is_suspended() {
             return Self::take(backend, cost, false);
@@ -94,14 +94,15 @@ impl Backend {
             backend.show();
             return None;
         }
-        let (room, slots) = (backend.room(), backend.slots());
+        let room = backend.room();
         let cost = cost.min(backend.live.limit.load(SeqCst)).max(1);
         let mut requests = 0;
         let take = |held: u64| {
             let held = Held::of(held);
             requests = held.requests + 1;
-            // One that costs more than there is while slots grow back may have a backend to itself.
-            let fits = held.slots + cost <= room || (held.requests == 0 && room >= slots);
+            // One that costs more than others leave to us, or than has grown back, may have all of that to itself. It holds
+            // what it costs, so that none of ours comes to it where more is left.
+            let fits = held.slots + cost <= room || (held.requests == 0 && room > 0);
             fits.then(|| Held { requests, slots: held.slots + cost }.packed())
         };
         let taken = backend.live.held.fetch_update(SeqCst, SeqCst, take);
@@ -394,6 +395,27 @@ pub(super) mod tests {
         });
         assert_eq!(granted.load(SeqCst), 3 * rounds, "all that there are, and none more");
         assert_eq!(backend.in_flight(), 0);
+    }
+
+    #[test]
+    fn what_costs_more_than_others_leave_has_it_to_itself() {
+        let backend = backend_with(&Queue::new(0, 0), 4);
+        let others_hold = |running| {
+            backend.asking();
+            backend.reported_in(&Report { running: Some(running), ..Report::default() }, &limits());
+        };
+        others_hold(1);
+        let held = Backend::claim(&backend, 1);
+        assert!(backend.room() == 3 && held.is_some());
+        assert!(Backend::claim(&backend, 4).is_none(), "one of ours is there");
+        drop(held);
+        let dear = Backend::claim(&backend, 4).unwrap();
+        assert!(Backend::claim(&backend, 1).is_none());
+        backend.forget_report();
+        assert!(backend.room() == 4 && Backend::claim(&backend, 1).is_none(), "it costs all four");
+        drop(dear);
+        others_hold(4);
+        assert!(Backend::claim(&backend, 4).is_none(), "nothing is left");
     }
 
     #[test]
