@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-use super::{Journey, Stop};
+use super::{Journey, Stop, Underway};
 use crate::edge::attempt::Sending;
 use crate::edge::pick::{Asking, Picked, freed_per_second};
 use crate::edge::request;
@@ -36,15 +36,19 @@ impl Journey<'_> {
         let got = self.wait(asking, at, holding, tenant).await;
         let waited = waiting_since.elapsed();
         self.underway.away += waited;
+        self.underway.waited += waited;
         let in_line = self.underway.in_line.get_or_insert_default();
         *in_line += waited;
         self.record.get_mut().in_line(*in_line);
         got
     }
 
-    /// The first tier in which anybody is sound that has not failed this request; where nobody is, the last.
+    /// The first tier in which anybody is sound that has neither failed this request nor turned it away; where nobody is,
+    /// the last.
     fn first_tier(&self) -> usize {
-        let is_sound = |backend: &Arc<Backend>| backend.is_sound() && !self.underway.tried.contains(&backend.id);
+        let Underway { tried, turned_away_by, .. } = &*self.underway;
+        let is_new = |backend: &Backend| !tried.contains(&backend.id) && !turned_away_by.contains(&backend.id);
+        let is_sound = |backend: &Arc<Backend>| backend.is_sound() && is_new(backend);
         let tiers = &self.served.tiers;
         tiers.iter().position(|tier| tier.backends.iter().any(is_sound)).unwrap_or(tiers.len().saturating_sub(1))
     }
@@ -58,7 +62,7 @@ impl Journey<'_> {
         tenant: u64,
     ) -> Result<(usize, Lease), Stop> {
         let (queue, limits) = (&self.arrival.worker.shared.queue, &self.current.snapshot.config.queue);
-        let (since, before) = (Instant::now(), self.underway.in_line.unwrap_or_default());
+        let (since, before) = (Instant::now(), self.underway.waited);
         let left = |of: Duration| since + of.saturating_sub(before);
         let (deadline, mut spill) = (left(limits.timeout), left(limits.spill_after));
         let waited = || before + since.elapsed();
@@ -167,7 +171,8 @@ impl Journey<'_> {
             tried: &self.underway.tried,
             // Whoever came before and waits for one of these backends goes first.
             reserved: arrival.worker.shared.queue.wanted(tier.backends.iter()),
-            may_try: sending.may_repeat && attempt + 1 < self.current.snapshot.config.failover.attempts,
+            may_try: sending.may_repeat
+                && self.underway.history.counted() + 1 < self.current.snapshot.config.failover.attempts,
             cost: self.cost,
             request,
             record: &self.record,
