@@ -251,7 +251,7 @@ async fn a_refusal_in_a_bad_moment_is_not_held_against_the_next() {
     let after = |reply: &Reply| reply.header("retry-after-ms").parse::<u64>().expect("milliseconds");
     let refused = proxy.client.chat().await;
     is_saturated(&refused);
-    assert!(after(&refused) < 5_000, "{refused:?}");
+    assert!((5_000..20_000).contains(&after(&refused)), "others are not thought to be done at once: {refused:?}");
     backend.report(Report::default());
     eventually("they have gone", async || proxy.backend("a").await["state"] == "available").await;
     let gate = Gate::closed();
@@ -260,7 +260,7 @@ async fn a_refusal_in_a_bad_moment_is_not_held_against_the_next() {
     gate.reached_by(1).await;
     let next = proxy.client.chat().await;
     is_saturated(&next);
-    assert!(after(&next) < 5_000, "{next:?}");
+    assert!(after(&next) < 20_000, "{next:?}");
     gate.open();
     held.reply().await.ok();
 }

@@ -7,7 +7,8 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{Journey, Stop, Underway};
 use crate::edge::attempt::Sending;
-use crate::edge::pick::{Asking, Picked, freed_per_second};
+use crate::edge::pick::{Asking, Picked};
+use crate::edge::promise::Outlook;
 use crate::edge::request;
 use crate::edge::route::{Endpoint, Work};
 use crate::edge::worker::Tier;
@@ -138,12 +139,12 @@ impl Journey<'_> {
         }
     }
 
-    /// Full: the client is told when a slot may be expected, by the rate at which slots are freed. Who `waited` in vain
+    /// Full: the client is told when a slot may be expected, by what is known of the backends. Who `waited` in vain
     /// has seen that it takes longer than thought.
     fn saturated(&self, waited: Duration) -> ProxyError {
         let waiting = self.arrival.worker.shared.queue.waiting_for(self.model());
-        let freed = freed_per_second(self.everybody().iter());
-        let promised = self.served.demand.promise(freed, waiting, self.cost, fastrand::f64());
+        let outlook = Outlook::of(self.everybody());
+        let promised = self.served.demand.promises.promise(&outlook, waiting, self.cost, fastrand::f64());
         ProxyError::Saturated { retry_after: promised.max(waited / 4) }
     }
 
