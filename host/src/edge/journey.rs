@@ -177,10 +177,7 @@ impl<'a> Journey<'a> {
         let (backend, since_ms) = (Arc::clone(&lease.backend), lease.since_ms);
         tracing::debug!(id = ?self.arrival.request_id, backend = %backend.name, attempt = self.underway.history.attempts, "attempt ended: {why}");
         match cause {
-            Cause::Connect => {
-                backend.went_down(&why);
-                backend.poll_now.notify_one();
-            }
+            Cause::Connect => backend.unreachable(&why, rules.eject_after, since_ms),
             // Who waits for it is woken when that is over.
             Cause::Busy => {
                 self.underway.waited += took;

@@ -474,6 +474,22 @@ pub mod tests {
     }
 
     #[test]
+    fn one_restart_is_one_failure_and_who_is_up_by_polls_alone_is_ejected() {
+        let backend = backend_with(&Queue::new(0, 0), 8);
+        for _ in 0..20 {
+            backend.unreachable("refused", 3, now_ms());
+        }
+        backend.reported_in(&Report::default(), &limits());
+        assert_eq!((backend.state(), backend.totals().1), (State::Available, 20));
+        for _ in 1..3 {
+            backend.unreachable("refused", 3, now_ms());
+            backend.reported_in(&Report::default(), &limits());
+        }
+        assert_eq!(backend.state(), State::Down, "no poll clears it");
+        assert!(Backend::claim(&backend, 1).is_none());
+    }
+
+    #[test]
     fn a_backend_that_returns_starts_with_one_slot() {
         let backend = backend_with(&Queue::new(0, 0), 8);
         backend.went_down("refused");
