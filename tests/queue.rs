@@ -251,7 +251,7 @@ async fn a_refusal_in_a_bad_moment_is_not_held_against_the_next() {
     let after = |reply: &Reply| reply.header("retry-after-ms").parse::<u64>().expect("milliseconds");
     let refused = proxy.client.chat().await;
     is_saturated(&refused);
-    assert!(after(&refused) < 5_000, "{refused:?}");
+    assert!((5_000..20_000).contains(&after(&refused)), "others are not thought to be done at once: {refused:?}");
     backend.report(Report::default());
     eventually("they have gone", async || proxy.backend("a").await["state"] == "available").await;
     let gate = Gate::closed();
@@ -260,7 +260,7 @@ async fn a_refusal_in_a_bad_moment_is_not_held_against_the_next() {
     gate.reached_by(1).await;
     let next = proxy.client.chat().await;
     is_saturated(&next);
-    assert!(after(&next) < 5_000, "{next:?}");
+    assert!(after(&next) < 20_000, "{next:?}");
     gate.open();
     held.reply().await.ok();
 }
@@ -281,4 +281,79 @@ async fn a_line_of_large_bodies_is_bounded_in_bytes() {
     for pending in [held, first, small] {
         pending.reply().await.ok();
     }
+}
+
+/// Two backends of one slot, each held at a gate by one of the first two requests, and more requests in line, all
+/// numbered. First the one that holds request 0.
+async fn two_full(top: &str, in_line: usize) -> (Proxy, [(Backend, Gate); 2], Vec<Pending>) {
+    let setups = ["a", "b"].map(|name| Setup::named(name).slots(1));
+    let (proxy, backends) = proxied(&format!("{top}{RARE_POLLS}"), setups).await;
+    let mut held = backends.map(|backend| {
+        let gate = Gate::closed();
+        backend.always(Answer::json(200, completion(NATIVE).to_string()).behind(&gate));
+        (backend, gate)
+    });
+    let mut sent = Vec::new();
+    for number in 0..2 {
+        sent.push(numbered(&proxy, number));
+        let arrived = async || held.iter().map(|(backend, _)| backend.request_count()).sum::<usize>() == number + 1;
+        eventually("it has arrived", arrived).await;
+    }
+    for number in 2..2 + in_line {
+        sent.push(numbered(&proxy, number));
+        proxy.queues(number as u64 - 1).await;
+    }
+    if order_at(&held[0].0) != [0] {
+        held.reverse();
+    }
+    (proxy, held, sent)
+}
+
+#[tokio::test]
+async fn whose_backend_died_keeps_its_turn() {
+    let (proxy, [(dies, _), (stays, gate)], sent) = two_full("workers = 2\n", 6).await;
+    dies.stop().await;
+    // The one that it held, and the first in line, which was given its slot.
+    proxy.waits_until(dies.name(), "down").await;
+    proxy.queues(7).await;
+    for released in 1..=8 {
+        gate.reached_by(released).await;
+        gate.release_one();
+    }
+    for pending in sent {
+        assert_eq!(pending.reply().await.ok().backend(), stays.name());
+    }
+    assert_eq!(order_at(&stays), [1, 0, 2, 3, 4, 5, 6, 7]);
+    assert_eq!(stays.most_in_flight(), 1);
+}
+
+#[tokio::test]
+async fn a_full_line_refuses_nobody_whose_backend_died() {
+    let (proxy, [(dies, _), (stays, gate)], sent) = two_full("[queue]\nsize = 2\n", 2).await;
+    dies.stop().await;
+    proxy.queues(3).await;
+    is_saturated(&proxy.client.chat().await);
+    gate.open();
+    for pending in sent {
+        assert_eq!(pending.reply().await.ok().backend(), stays.name());
+    }
+}
+
+#[tokio::test]
+async fn the_time_in_line_is_bounded_over_all_attempts() {
+    let (proxy, [(dies, gate), (_stays, other)], sent) = two_full("[queue]\ntimeout = \"4s\"\n", 1).await;
+    let since = Instant::now();
+    // Nothing is waited for but that time passes.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    gate.release_one();
+    gate.reached_by(2).await;
+    dies.stop().await;
+    let [served, held, late] = sent.try_into().unwrap_or_else(|_| unreachable!("three requests"));
+    is_saturated(&late.reply().await);
+    assert!(since.elapsed() < Duration::from_secs(6), "another four seconds: {:?}", since.elapsed());
+    other.open();
+    for pending in [served, held] {
+        pending.reply().await.ok();
+    }
+    proxy.falls_idle().await;
 }

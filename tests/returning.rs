@@ -97,3 +97,28 @@ async fn what_traffic_took_out_comes_back_through_one_good_answer() {
     eventually("it serves again", served).await;
     proxy.waits_until("a", "available").await;
 }
+
+#[tokio::test]
+async fn who_answers_polls_and_takes_no_connections_is_out_of_use() {
+    let top = "[failover]\neject_after = 3\n[capacity]\npoll_interval = \"20ms\"\n";
+    let (proxy, [a, _b]) = proxied(top, ["a", "b"]).await;
+    a.refuse_newcomers();
+    let mut lost = 0;
+    let is_ejected = async || {
+        lost += proxy.client.chat().await.ok().attempts() - 1;
+        proxy.output().contains("out of use after repeated failures")
+    };
+    eventually("a is out of use", is_ejected).await;
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(2) {
+        lost += proxy.client.chat().await.ok().attempts() - 1;
+    }
+    // One trial after a second, the next two seconds later.
+    assert!((3..=5).contains(&lost), "{lost} attempts at who takes no connections");
+    let told = proxy.backend("a").await;
+    assert_eq!(told["failures_total"], lost, "{told}");
+    assert!(a.polled().len() > 20 && a.request_count() == 0, "it was up by its polls");
+    a.stop().await;
+    a.restart().await;
+    eventually("it serves again", async || proxy.client.chat().await.ok().backend() == "a").await;
+}

@@ -11,7 +11,12 @@ const POLLS: &str = "[capacity]\npoll_interval = \"50ms\"\nstale_after = \"1s\"\
 
 /// A proxy before one vLLM of so many slots that reports this, and answers at the gate.
 async fn before(slots: u32, report: Report) -> (Proxy, Backend, Gate) {
-    let (proxy, [backend]) = proxied(POLLS, [Setup::named("a").vllm().slots(slots)]).await;
+    before_by(POLLS, slots, report).await
+}
+
+/// The same with this configuration.
+async fn before_by(top: &str, slots: u32, report: Report) -> (Proxy, Backend, Gate) {
+    let (proxy, [backend]) = proxied(top, [Setup::named("a").vllm().slots(slots)]).await;
     let gate = Gate::closed();
     backend.answer_by({
         let gate = gate.clone();
@@ -123,6 +128,11 @@ async fn a_full_cache_is_a_full_engine() {
     are_served(held, &gate).await;
 }
 
+fn with_images(proxy: &Proxy, count: usize) -> Pending {
+    let images = vec![base64_text(300); count];
+    Pending::of(proxy.another_client().post(CHAT, vision_body(&images)))
+}
+
 #[tokio::test]
 async fn images_take_the_slots_they_cost() {
     let top = "[capacity.cost]\nimage = 1.5\n";
@@ -132,22 +142,35 @@ async fn images_take_the_slots_they_cost() {
         let gate = gate.clone();
         move |request| engine_answer(request).behind(&gate)
     });
-    let with_images = |count: usize| {
-        let images = vec![base64_text(300); count];
-        Pending::of(proxy.another_client().post(CHAT, vision_body(&images)))
-    };
     // 1 + 1.5, rounded up: three slots each.
-    let mut held = vec![with_images(1), with_images(1)];
+    let mut held = vec![with_images(&proxy, 1), with_images(&proxy, 1)];
     gate.reached_by(2).await;
     held.push(proxy.client.begin_chat());
     proxy.queues(1).await;
     assert_eq!((backend.in_flight(), &proxy.backend("a").await["in_flight"]), (2, &2.into()));
     // Dearer than the whole backend: it has to have it alone, and then it does.
-    held.push(with_images(9));
+    held.push(with_images(&proxy, 9));
     proxy.queues(2).await;
     are_served(held, &gate).await;
     assert_eq!(backend.request_count(), 4);
     proxy.falls_idle().await;
+}
+
+#[tokio::test]
+async fn images_that_cost_more_than_others_leave_take_what_they_leave() {
+    let top = format!("{POLLS}[capacity.cost]\nimage = 1.0\n");
+    let (proxy, backend, gate) = before_by(&top, 4, Report { running: 1, ..Report::default() }).await;
+    assert_eq!(proxy.backend("a").await["room"], 3);
+    // One and three: never will all four be free while somebody else is there.
+    let mut held = vec![with_images(&proxy, 3)];
+    gate.reached_by(1).await;
+    backend.report(Report { running: 2, ..Report::default() });
+    held.extend([proxy.client.begin_chat(), proxy.client.begin_chat()]);
+    proxy.queues(2).await;
+    assert_eq!(backend.in_flight(), 1, "it has all to itself");
+    gate.release_one();
+    gate.reached_by(3).await;
+    are_served(held, &gate).await;
 }
 
 #[tokio::test]

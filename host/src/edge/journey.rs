@@ -4,7 +4,7 @@
 
 mod slot;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -24,7 +24,7 @@ use super::retry::{Cause, History, Verdict};
 use super::worker::{Candidate, Current, Served};
 use super::{headers, request};
 use crate::error::ProxyError;
-use crate::fleet::Backend;
+use crate::fleet::{Backend, Turn};
 use crate::metrics::AttemptEnd;
 
 /// A request on its way through the fleet of one snapshot.
@@ -50,12 +50,18 @@ pub struct Underway {
     history: History,
     /// Ids of backends that failed it.
     tried: Vec<u64>,
+    /// Ids of backends that had no room for it when it came.
+    turned_away_by: Vec<u64>,
     /// The answer of a backend that failed it, to be passed on where no other does better.
     kept: Option<Kept>,
     /// Time that is not the proxy's own: in line, and at backends.
     away: Duration,
     /// Of that, the time in line; `None` where it never stood there.
     pub in_line: Option<Duration>,
+    /// What it has used up of `queue.timeout`: in line, and at backends that had no room.
+    waited: Duration,
+    /// Its turn in line, where it stood there: also for when its backend fails it.
+    turn: Cell<Option<Turn>>,
 }
 
 /// An answer, dressed for the client.
@@ -88,9 +94,12 @@ impl Underway {
             read_at: Instant::now(),
             history: History::default(),
             tried: Vec::new(),
+            turned_away_by: Vec::new(),
             kept: None,
             away: Duration::ZERO,
             in_line: None,
+            waited: Duration::ZERO,
+            turn: Cell::default(),
         }
     }
 }
@@ -149,7 +158,7 @@ impl<'a> Journey<'a> {
             chosen.series.attempt(outcome);
             match ended {
                 Ok(begun) => return Ok(self.respond(begun, chosen)),
-                Err(ended) => match self.after(*ended, chosen, sending) {
+                Err(ended) => match self.after(*ended, took, chosen, sending) {
                     Verdict::Elsewhere => {}
                     Verdict::PassOn => return self.kept_or(ProxyError::Unreachable),
                     Verdict::Fail(error) => {
@@ -162,18 +171,18 @@ impl<'a> Journey<'a> {
     }
 
     /// Takes note of an attempt that another backend may do better: of the backend, and of what follows.
-    fn after(&mut self, ended: Ended, chosen: &Candidate, sending: &mut Sending<'_>) -> Verdict {
+    fn after(&mut self, ended: Ended, took: Duration, chosen: &Candidate, sending: &mut Sending<'_>) -> Verdict {
         let Ended { cause, why, lease, was_kept, pause, answer } = ended;
-        let rules = &self.current.snapshot.config.failover;
+        let (rules, queue) = (&self.current.snapshot.config.failover, &self.current.snapshot.config.queue);
         let (backend, since_ms) = (Arc::clone(&lease.backend), lease.since_ms);
         tracing::debug!(id = ?self.arrival.request_id, backend = %backend.name, attempt = self.underway.history.attempts, "attempt ended: {why}");
         match cause {
-            Cause::Connect => {
-                backend.went_down(&why);
-                backend.poll_now.notify_one();
-            }
+            Cause::Connect => backend.unreachable(&why, rules.eject_after, since_ms),
             // Who waits for it is woken when that is over.
-            Cause::Busy => backend.pushed_back(pause),
+            Cause::Busy => {
+                self.underway.waited += took;
+                backend.pushed_back(pause);
+            }
             Cause::Unanswered | Cause::Invalid | Cause::Timeout | Cause::Unauthorized => {
                 backend.failed(&why, rules.eject_after, since_ms);
             }
@@ -187,15 +196,19 @@ impl<'a> Journey<'a> {
         let is_other =
             |other: &&Arc<Backend>| other.id != backend.id && !self.underway.tried.contains(&other.id) && other.is_up();
         let is_last = !self.everybody().iter().any(|other| is_other(&other));
-        // One that is busy, or closed a kept connection, may be asked again where there is no other.
-        if !((cause == Cause::Busy || was_kept) && is_last) {
+        if cause == Cause::Busy {
+            // It is asked again when it is busy no more.
+            self.underway.turned_away_by.push(backend.id);
+        } else if !(was_kept && is_last) {
+            // One that closed a kept connection may be asked again where there is no other.
             self.underway.tried.push(backend.id);
         }
         if let (Cause::ServerError, Some(answer)) = (cause, answer) {
             let response = self.dress(chosen).pass_on(answer);
             self.underway.kept = Some(Kept { response, backend, why, since_ms });
         }
-        self.underway.history.after(cause, rules, sending.repeatable)
+        let may_wait = queue.size > 0 && self.underway.waited < queue.timeout;
+        self.underway.history.after(cause, rules, sending.repeatable, may_wait)
     }
 
     fn dress<'b>(&'b self, candidate: &'b Candidate) -> Dress<'b> {

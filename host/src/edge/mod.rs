@@ -18,6 +18,7 @@ mod headers;
 mod journey;
 mod json;
 mod pick;
+mod promise;
 mod proxy;
 mod request;
 mod respond;

@@ -290,9 +290,3 @@ fn push_columns(rows: &mut Vec<u32>, columns: &[Column], row: Row<'_>) {
         Column::Loaded => candidate.loaded,
     }));
 }
-
-/// How many slots of these backends come free in a second, by how long slots are held there.
-pub fn freed_per_second<'a>(backends: impl Iterator<Item = &'a Arc<Backend>>) -> f64 {
-    let freed = |backend: &Arc<Backend>| f64::from(backend.slots()) / backend.mean_hold().as_secs_f64().max(0.001);
-    backends.filter(|backend| backend.is_sound()).map(freed).sum()
-}

@@ -64,6 +64,8 @@ impl Cause {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct History {
     pub attempts: u32,
+    /// Those of them that ended at a backend without room, where the request could wait for some.
+    refusals: u32,
     /// Backends whose connection ended under it.
     kills: u32,
     server_errors: u32,
@@ -81,9 +83,11 @@ pub enum Verdict {
 }
 
 impl History {
-    /// Takes note of an ended attempt and says what follows. `repeatable`: a second run changes no state.
-    pub fn after(&mut self, cause: Cause, rules: &Failover, repeatable: bool) -> Verdict {
+    /// Takes note of an ended attempt and says what follows. `repeatable`: a second run changes no state. `may_wait`: it
+    /// may stand in line; then to be told that there is no room uses up nothing but its time there.
+    pub fn after(&mut self, cause: Cause, rules: &Failover, repeatable: bool, may_wait: bool) -> Verdict {
         self.last = Some(cause);
+        self.refusals += u32::from(cause == Cause::Busy && may_wait);
         self.kills += u32::from(cause == Cause::Unanswered);
         self.server_errors += u32::from(matches!(cause, Cause::ServerError | Cause::Invalid));
         let again = match cause {
@@ -94,7 +98,7 @@ impl History {
             Cause::ServerError | Cause::Invalid => repeatable && self.server_errors < 2,
             Cause::Timeout => false,
         };
-        match (again && self.attempts < rules.attempts, cause) {
+        match (again && self.counted() < rules.attempts, cause) {
             (true, _) => Verdict::Elsewhere,
             (false, Cause::ServerError) => Verdict::PassOn,
             (false, _) => Verdict::Fail(self.error()),
@@ -113,6 +117,11 @@ impl History {
                 ProxyError::Unreachable
             }
         }
+    }
+
+    /// How much of `failover.attempts` is used up.
+    pub fn counted(&self) -> u32 {
+        self.attempts - self.refusals
     }
 
     /// Whether anything was tried and failed.
@@ -141,10 +150,14 @@ mod tests {
 
     /// The verdicts on causes that follow each other.
     fn verdicts(causes: &[Cause], repeatable: bool) -> Vec<Verdict> {
+        verdicts_of(causes, repeatable, false)
+    }
+
+    fn verdicts_of(causes: &[Cause], repeatable: bool, may_wait: bool) -> Vec<Verdict> {
         let mut history = History::default();
         let mut after = |cause: &Cause| {
             history.attempts += 1;
-            history.after(*cause, &RULES, repeatable)
+            history.after(*cause, &RULES, repeatable, may_wait)
         };
         causes.iter().map(&mut after).collect()
     }
@@ -155,6 +168,17 @@ mod tests {
         let expected = [Verdict::Elsewhere, Verdict::Elsewhere, Verdict::Fail(ProxyError::Unreachable)];
         assert_eq!(verdicts(&[Connect, Connect, Connect], true), expected);
         assert_eq!(verdicts(&[Connect, Connect, Connect], false), expected);
+    }
+
+    #[test]
+    fn who_is_busy_is_waited_for_where_there_is_a_line_and_uses_up_no_attempt() {
+        use Cause::{Busy, Connect};
+        let busy = [Busy; 3];
+        let full = Verdict::Fail(ProxyError::Saturated { retry_after: DEFAULT_PAUSE });
+        assert_eq!(verdicts_of(&busy, true, false), [Verdict::Elsewhere, Verdict::Elsewhere, full]);
+        assert_eq!(verdicts_of(&[Busy; 9], false, true), vec![Verdict::Elsewhere; 9]);
+        let broken = [Busy, Connect, Busy, Connect, Busy, Connect];
+        assert_eq!(verdicts_of(&broken, true, true).last(), Some(&Verdict::Fail(ProxyError::Unreachable)));
     }
 
     #[test]

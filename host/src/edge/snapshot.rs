@@ -7,7 +7,6 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::{HeaderMap, HeaderValue};
@@ -15,8 +14,8 @@ use tokio::sync::mpsc;
 
 use super::access::{CREDENTIALS, Keyring};
 use super::decisions::Decisions;
+use super::promise::Promises;
 use super::upstream::Names;
-use crate::clock::now_ms;
 use crate::config::{BackendConfig, Config};
 use crate::fleet::{Backend, Queue};
 use crate::metrics::Metrics;
@@ -79,41 +78,7 @@ pub struct Shared {
 pub struct Demand {
     /// Requests for it, over all workers.
     pub requests: AtomicU64,
-    owed: Mutex<Owed>,
-}
-
-/// Slots promised to clients that were told to come again.
-#[derive(Debug, Default)]
-struct Owed {
-    slots: f64,
-    at_ms: u64,
-}
-
-/// Nobody is told to come again later than this: both OpenAI SDKs ignore what is longer.
-const LONGEST_PROMISE_SECONDS: f64 = 60.0;
-/// Nobody is told to come again sooner.
-const SHORTEST_PROMISE_SECONDS: f64 = 0.05;
-
-impl Demand {
-    /// When a client that finds no room shall come again: each is promised slots of its own, one after another as they
-    /// come free, behind those who wait. What was promised falls due as time passes, at the rate of the moment.
-    /// `jitter`, 0 to 1, moves it by up to a quarter: later, but never past the longest.
-    pub fn promise(&self, freed_per_second: f64, waiting: usize, cost: u32, jitter: f64) -> Duration {
-        let mut owed = self.owed.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = now_ms();
-        let due = now.saturating_sub(owed.at_ms) as f64 / 1e3 * freed_per_second;
-        // More than could be promised within the longest time is not kept in mind.
-        let most = freed_per_second * LONGEST_PROMISE_SECONDS;
-        let slots = ((owed.slots - due).max(0.0) + f64::from(cost)).min(most.max(f64::from(cost)));
-        *owed = Owed { slots, at_ms: now };
-        let seconds = (waiting as f64 + slots) / freed_per_second.max(1e-3);
-        let spread = if seconds < LONGEST_PROMISE_SECONDS / 1.25 {
-            seconds * (1.0 + jitter / 4.0)
-        } else {
-            LONGEST_PROMISE_SECONDS * (1.0 - jitter / 4.0)
-        };
-        Duration::from_secs_f64(spread.max(SHORTEST_PROMISE_SECONDS))
-    }
+    pub promises: Promises,
 }
 
 /// A plugin call that failed.
@@ -215,37 +180,5 @@ impl HeldBytes {
 impl Drop for HeldBytes {
     fn drop(&mut self) {
         self.shared.bodies.held.fetch_sub(self.bytes, Relaxed);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn clients_are_told_to_come_one_after_another_as_slots_come_free() {
-        let demand = Demand::default();
-        let millis = |freed, waiting| demand.promise(freed, waiting, 1, 0.0).as_millis();
-        assert_eq!([(); 3].map(|()| millis(10.0, 0)), [100, 200, 300]);
-        assert_eq!(millis(10.0, 5), 900, "behind those who wait");
-        tokio::time::advance(Duration::from_secs(1)).await;
-        assert_eq!(millis(10.0, 0), 100, "what was promised has fallen due");
-        assert_eq!(demand.promise(10.0, 0, 4, 0.0).as_millis(), 500, "who costs more waits longer");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn one_slow_moment_is_soon_forgotten() {
-        let demand = Demand::default();
-        assert!(demand.promise(0.01, 0, 1, 0.0) > Duration::from_secs(59));
-        assert!(demand.promise(10.0, 0, 1, 0.0) < Duration::from_millis(250));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn nobody_is_sent_away_for_more_than_a_minute_or_less_than_a_moment() {
-        let demand = Demand::default();
-        assert_eq!(demand.promise(1e6, 0, 1, 0.0), Duration::from_millis(50));
-        assert_eq!(demand.promise(0.0, 0, 1, 0.0), Duration::from_secs(60));
-        assert_eq!(demand.promise(1.0, usize::MAX, 1, 1.0), Duration::from_secs(45), "and not all at once");
-        assert!(Demand::default().promise(1.0, 0, 1, 1.0) > Duration::from_millis(1_200));
     }
 }

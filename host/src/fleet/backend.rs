@@ -25,6 +25,8 @@ use crate::config::BackendUrl;
 
 /// An engine that restarts refuses connections for a moment, and one that shuts down until it is gone: past this it is.
 const GONE_AFTER_MS: u64 = 3_000;
+/// How long a slot is thought to be held before the first was: a generation of some hundred tokens.
+const UNMEASURED_HOLD: Duration = Duration::from_secs(3);
 /// Without a new failure the average of errors halves in this time.
 const ERRORS_HALVE_MS: u64 = 5_000;
 
@@ -69,7 +71,7 @@ impl Backend {
     }
 
     /// Takes the slots that a request costs, where they are free and the backend may be used at this moment. What costs
-    /// more than the backend has takes all of it.
+    /// more than there is room for takes all of it.
     pub fn claim(backend: &Arc<Self>, cost: u32) -> Option<Lease> {
         if !backend.is_suspended() {
             return Self::take(backend, cost, false);
@@ -94,14 +96,15 @@ impl Backend {
             backend.show();
             return None;
         }
-        let (room, slots) = (backend.room(), backend.slots());
+        let room = backend.room();
         let cost = cost.min(backend.live.limit.load(SeqCst)).max(1);
         let mut requests = 0;
         let take = |held: u64| {
             let held = Held::of(held);
             requests = held.requests + 1;
-            // One that costs more than there is while slots grow back may have a backend to itself.
-            let fits = held.slots + cost <= room || (held.requests == 0 && room >= slots);
+            // One that costs more than others leave to us, or than has grown back, may have all of that to itself. It holds
+            // what it costs, so that none of ours comes to it where more is left.
+            let fits = held.slots + cost <= room || (held.requests == 0 && room > 0);
             fits.then(|| Held { requests, slots: held.slots + cost }.packed())
         };
         let taken = backend.live.held.fetch_update(SeqCst, SeqCst, take);
@@ -118,7 +121,11 @@ impl Backend {
     /// Slots are free again; for the lease alone. `held_ms`: how long they were held, where that says something.
     pub(super) fn give_back(&self, cost: u32, held_ms: Option<u32>, is_trial: bool) {
         if let Some(held_ms) = held_ms {
-            move_average(&self.live.hold_ms, held_ms);
+            // 0 stands for none.
+            let (measured, held_ms) = (&self.live.hold_ms, held_ms.max(1));
+            if measured.compare_exchange(0, held_ms, Relaxed, Relaxed).is_err() {
+                move_average(measured, held_ms);
+            }
         }
         if is_trial {
             self.live.on_trial.store(false, SeqCst);
@@ -307,9 +314,17 @@ impl Backend {
         self.live.first_byte_us.load(Relaxed)
     }
 
-    /// How long a slot is held, on average.
+    /// How long a slot is held, on average; what it is thought to be where no answer has come whole yet.
     pub fn mean_hold(&self) -> Duration {
-        Duration::from_millis(u64::from(self.live.hold_ms.load(Relaxed)))
+        match self.live.hold_ms.load(Relaxed) {
+            0 => UNMEASURED_HOLD,
+            measured => Duration::from_millis(measured.into()),
+        }
+    }
+
+    /// How long it still wants to be left alone.
+    pub fn pause_left(&self) -> Duration {
+        Duration::from_millis(self.live.busy_until_ms.load(SeqCst).saturating_sub(now_ms()))
     }
 
     /// Moving average of failed attempts, in permille; halved with every few seconds since the last failure, for a
@@ -348,12 +363,13 @@ impl Backend {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub mod tests {
     use super::*;
     use crate::config::Capacity;
     use crate::fleet::engine::Report;
 
-    fn limits() -> Capacity {
+    /// As where nothing is configured.
+    pub fn limits() -> Capacity {
         Capacity {
             poll_interval: Duration::from_secs(1),
             stale_after: Duration::from_secs(5),
@@ -397,6 +413,27 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn what_costs_more_than_others_leave_has_it_to_itself() {
+        let backend = backend_with(&Queue::new(0, 0), 4);
+        let others_hold = |running| {
+            backend.asking();
+            backend.reported_in(&Report { running: Some(running), ..Report::default() }, &limits());
+        };
+        others_hold(1);
+        let held = Backend::claim(&backend, 1);
+        assert!(backend.room() == 3 && held.is_some());
+        assert!(Backend::claim(&backend, 4).is_none(), "one of ours is there");
+        drop(held);
+        let dear = Backend::claim(&backend, 4).unwrap();
+        assert!(Backend::claim(&backend, 1).is_none());
+        backend.forget_report();
+        assert!(backend.room() == 4 && Backend::claim(&backend, 1).is_none(), "it costs all four");
+        drop(dear);
+        others_hold(4);
+        assert!(Backend::claim(&backend, 4).is_none(), "nothing is left");
+    }
+
+    #[test]
     fn a_report_of_a_queue_or_a_full_cache_makes_it_busy_and_a_stale_one_does_not() {
         let backend = backend_with(&Queue::new(0, 0), 3);
         backend.reported_in(&Report { waiting: Some(1), ..Report::default() }, &limits());
@@ -434,6 +471,22 @@ pub(super) mod tests {
         assert_eq!(backend.state(), State::Down, "a beginning is no answer");
         backend.completed(now_ms());
         assert_eq!(backend.state(), State::Available);
+    }
+
+    #[test]
+    fn one_restart_is_one_failure_and_who_is_up_by_polls_alone_is_ejected() {
+        let backend = backend_with(&Queue::new(0, 0), 8);
+        for _ in 0..20 {
+            backend.unreachable("refused", 3, now_ms());
+        }
+        backend.reported_in(&Report::default(), &limits());
+        assert_eq!((backend.state(), backend.totals().1), (State::Available, 20));
+        for _ in 1..3 {
+            backend.unreachable("refused", 3, now_ms());
+            backend.reported_in(&Report::default(), &limits());
+        }
+        assert_eq!(backend.state(), State::Down, "no poll clears it");
+        assert!(Backend::claim(&backend, 1).is_none());
     }
 
     #[test]

@@ -4,8 +4,6 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Re
 
 /// Weight of the newest observation in the moving averages, as a right shift: 1/8.
 const AVERAGE_SHIFT: u32 = 3;
-/// How long a slot is thought to be held before the first was: a short generation.
-const UNMEASURED_HOLD_MS: u32 = 1_000;
 /// What a number that an engine did not report is in a column (`wit/vision-proxy.wit`).
 pub const UNKNOWN: u32 = u32::MAX;
 
@@ -50,7 +48,7 @@ pub struct Live {
     pub failed_at_ms: AtomicU64,
     /// Since when nobody listens at its address; 0 while somebody does.
     pub refusing_since_ms: AtomicU64,
-    /// How long a slot is held, on average, in milliseconds.
+    /// How long a slot is held, on average, in milliseconds; 0 before the first was.
     pub hold_ms: AtomicU32,
     pub requests: AtomicU64,
     pub failures: AtomicU64,
@@ -81,7 +79,7 @@ impl Live {
             refusing_since_ms: AtomicU64::new(0),
             first_byte_us: AtomicU32::new(0),
             errors_permille: AtomicU32::new(0),
-            hold_ms: AtomicU32::new(UNMEASURED_HOLD_MS),
+            hold_ms: AtomicU32::new(0),
             requests: AtomicU64::new(0),
             failures: AtomicU64::new(0),
         }

@@ -18,6 +18,8 @@ mod room;
 mod state;
 
 pub use backend::Backend;
+#[cfg(test)]
+pub use backend::tests;
 pub use board::Seat;
 pub use lease::Lease;
 pub use live::UNKNOWN;

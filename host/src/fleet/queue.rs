@@ -11,16 +11,17 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::backend::Backend;
 use super::board::Board;
 use super::lease::Lease;
-use crate::clock::now_ms;
 
-/// Who has waited for so long may go to a backend that others keep full, as one of many in its line.
-const STARVED_MS: u64 = 5_000;
+/// Who came so long ago may go to a backend that others keep full, as one of many in its line.
+const STARVED_AFTER: Duration = Duration::from_secs(5);
 
 /// One line for the whole fleet. Models share it: a request passes those before it only where they
 /// cannot use the backend that became free.
@@ -40,10 +41,15 @@ pub struct Queue {
 /// A request's turn. Of each model, each tenant's requests stand in rounds of their own, one after another, and a
 /// tenant that comes anew begins in the round that is being served: so tenants alternate, however many requests
 /// each has in line (start-time fair queueing, Goyal et al. 1996). Of one tenant alone it is the order of arrival.
+///
+/// A request keeps its turn until it is answered. One that came to a slot without standing in line, and whose backend
+/// failed it, goes before all that came after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Turn {
     round: u64,
-    arrival: u64,
+    arrived: Instant,
+    /// Tells apart who came at the same instant.
+    number: u64,
 }
 
 #[derive(Debug, Default)]
@@ -51,7 +57,8 @@ struct Line {
     /// By turn.
     waiters: VecDeque<Waiter>,
     bytes: u64,
-    arrivals: u64,
+    /// Turns given so far.
+    turns: u64,
     /// The round that is being served.
     round: u64,
 }
@@ -69,7 +76,6 @@ struct Waiter {
     may_try: bool,
     cost: u32,
     bytes: u64,
-    since_ms: u64,
     give: oneshot::Sender<Given>,
 }
 
@@ -98,8 +104,10 @@ pub struct Wish<'a> {
     pub cost: u32,
     /// Size of its body.
     pub bytes: u64,
-    /// When it began to wait, by [`now_ms`].
-    pub since_ms: u64,
+    /// When it was there to be sent.
+    pub arrived: Instant,
+    /// Whether it had a slot before, at a backend that did not answer it: no full line refuses it.
+    pub was_served: bool,
 }
 
 /// How the wait of a request ends.
@@ -130,11 +138,17 @@ impl Waiter {
 }
 
 impl Line {
-    /// The turn of a newcomer: the round after its last one in line.
-    fn next_turn(&mut self, flow: Flow) -> Turn {
-        let last = self.waiters.iter().rev().find(|waiter| waiter.flow == flow);
-        self.arrivals += 1;
-        Turn { round: last.map_or(self.round, |last| last.turn.round + 1).max(self.round), arrival: self.arrivals }
+    /// The turn of one that has none yet: the round after its last one in line. Of one whose turn had come before
+    /// it stood in line, the first round of all.
+    fn next_turn(&mut self, wish: &Wish<'_>) -> Turn {
+        let round = if wish.was_served {
+            self.waiters.front().map_or(self.round, |first| first.turn.round.min(self.round))
+        } else {
+            let last = self.waiters.iter().rev().find(|waiter| waiter.flow == wish.flow);
+            last.map_or(self.round, |last| last.turn.round + 1).max(self.round)
+        };
+        self.turns += 1;
+        Turn { round, arrived: wish.arrived, number: self.turns }
     }
 
     fn insert(&mut self, waiter: Waiter) {
@@ -213,8 +227,7 @@ impl Queue {
         if self.waiting() == 0 {
             return false;
         }
-        let now = now_ms();
-        let starves = |waiter: &Waiter| now.saturating_sub(waiter.since_ms) >= STARVED_MS && waiter.can_use(backend.id);
+        let starves = |waiter: &Waiter| waiter.turn.arrived.elapsed() >= STARVED_AFTER && waiter.can_use(backend.id);
         self.line().waiters.iter().any(starves)
     }
 
@@ -236,13 +249,14 @@ impl Queue {
     /// calls [`Queue::look`].
     ///
     /// # Errors
-    /// [`Refused`] where the line is full, but not for who had a place in it.
+    /// [`Refused`] where the line is full, but not for who had a place in it, or a slot. Where none may wait at all, all
+    /// are but those who have a turn.
     pub fn enter(self: &Arc<Self>, turn: Option<Turn>, wish: Wish<'_>) -> Result<Place, Refused> {
         let (size, bytes) = (self.size(), self.bytes.load(SeqCst));
         let fits = |line: &Line| line.waiters.len() < size && line.bytes + wish.bytes <= bytes;
         let mut line = self.line();
-        let is_new = turn.is_none();
-        let turn = turn.unwrap_or_else(|| line.next_turn(wish.flow));
+        let is_new = turn.is_none() && !(wish.was_served && size > 0);
+        let turn = turn.unwrap_or_else(|| line.next_turn(&wish));
         if is_new {
             line.evict_for(turn, fits);
         }
@@ -250,10 +264,10 @@ impl Queue {
             self.waiting.store(line.waiters.len(), SeqCst);
             return Err(Refused);
         }
-        let Wish { flow, wants, all, not, may_try, cost, bytes, since_ms } = wish;
+        let Wish { flow, wants, all, not, may_try, cost, bytes, .. } = wish;
         let (wants, all) = (Arc::clone(wants), Arc::clone(all));
         let (give, given) = oneshot::channel();
-        line.insert(Waiter { turn, flow, wants, all, not: not.into(), may_try, cost, bytes, since_ms, give });
+        line.insert(Waiter { turn, flow, wants, all, not: not.into(), may_try, cost, bytes, give });
         self.waiting.store(line.waiters.len(), SeqCst);
         Ok(Place { queue: Arc::clone(self), turn, given })
     }
@@ -356,7 +370,17 @@ mod tests {
 
     fn wish(wants: &Arc<[Arc<Backend>]>) -> Wish<'_> {
         let flow = Flow { model: 0, tenant: 0 };
-        Wish { flow, wants, all: wants, not: &[], may_try: true, cost: 1, bytes: 10, since_ms: now_ms() }
+        Wish {
+            flow,
+            wants,
+            all: wants,
+            not: &[],
+            may_try: true,
+            cost: 1,
+            bytes: 10,
+            arrived: Instant::now(),
+            was_served: false,
+        }
     }
 
     fn enter(queue: &Arc<Queue>, backend: &Arc<Backend>) -> Place {
@@ -504,6 +528,37 @@ mod tests {
         assert!(small.try_slot().is_none());
         drop(lease);
         small.slot().await;
+    }
+
+    #[tokio::test]
+    async fn whose_backend_failed_it_keeps_its_turn_and_is_not_refused() {
+        let queue = Queue::new(2, 1024);
+        let backend = backend_with(&queue, 1);
+        let wanted = wants(&[&backend]);
+        // Served at once, both of them, by backends that are to fail them.
+        let arrived = Instant::now();
+        let later = arrived + Duration::from_nanos(1);
+        let mut held = Backend::claim(&backend, 1);
+        let mut waiting = [(); 2].map(|()| enter(&queue, &backend));
+        let again = |arrived| enter_by(&queue, Wish { arrived, was_served: true, ..wish(&wanted) }).unwrap();
+        let mut second = again(later);
+        let mut first = again(arrived);
+        for place in [&mut first, &mut second, &mut waiting[0]] {
+            drop(held.take());
+            held = Some(place.slot().await);
+        }
+        // The one that just had a slot is failed, too, and comes back behind nobody.
+        let mut newcomer = enter(&queue, &backend);
+        let mut back = queue.enter(Some(waiting[0].turn), wish(&wanted)).unwrap();
+        drop(held.take());
+        held = Some(back.slot().await);
+        for place in [&mut waiting[1], &mut newcomer] {
+            drop(held.take());
+            held = Some(place.slot().await);
+        }
+        queue.resize(0, 1024);
+        let refused = enter_by(&queue, Wish { was_served: true, ..wish(&wanted) });
+        assert_eq!(refused.unwrap_err(), Refused, "where nobody may wait");
     }
 
     #[tokio::test]

@@ -221,9 +221,15 @@ impl Backend {
         hung
     }
 
-    /// Takes no more connections and keeps those it has, as an engine that shuts down; its port refuses.
+    /// Takes no more connections and keeps those it has, as an engine that shuts down; its port refuses. It answers no
+    /// poll any more.
     pub fn shut(&self) {
         self.state.is_shut.store(true, SeqCst);
+        self.refuse_newcomers();
+    }
+
+    /// Takes no more connections and goes on answering on those it has, polls too; its port refuses.
+    pub fn refuse_newcomers(&self) {
         self.state.shuts.notify_one();
     }
 

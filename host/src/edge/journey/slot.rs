@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-use super::{Journey, Stop};
-use crate::clock::now_ms;
+use super::{Journey, Stop, Underway};
 use crate::edge::attempt::Sending;
-use crate::edge::pick::{Asking, Picked, freed_per_second};
+use crate::edge::pick::{Asking, Picked};
+use crate::edge::promise::Outlook;
 use crate::edge::request;
 use crate::edge::route::{Endpoint, Work};
 use crate::edge::worker::Tier;
@@ -37,15 +37,19 @@ impl Journey<'_> {
         let got = self.wait(asking, at, holding, tenant).await;
         let waited = waiting_since.elapsed();
         self.underway.away += waited;
+        self.underway.waited += waited;
         let in_line = self.underway.in_line.get_or_insert_default();
         *in_line += waited;
         self.record.get_mut().in_line(*in_line);
         got
     }
 
-    /// The first tier in which anybody is sound that has not failed this request; where nobody is, the last.
+    /// The first tier in which anybody is sound that has neither failed this request nor turned it away; where nobody is,
+    /// the last.
     fn first_tier(&self) -> usize {
-        let is_sound = |backend: &Arc<Backend>| backend.is_sound() && !self.underway.tried.contains(&backend.id);
+        let Underway { tried, turned_away_by, .. } = &*self.underway;
+        let is_new = |backend: &Backend| !tried.contains(&backend.id) && !turned_away_by.contains(&backend.id);
+        let is_sound = |backend: &Arc<Backend>| backend.is_sound() && is_new(backend);
         let tiers = &self.served.tiers;
         tiers.iter().position(|tier| tier.backends.iter().any(is_sound)).unwrap_or(tiers.len().saturating_sub(1))
     }
@@ -59,14 +63,15 @@ impl Journey<'_> {
         tenant: u64,
     ) -> Result<(usize, Lease), Stop> {
         let (queue, limits) = (&self.arrival.worker.shared.queue, &self.current.snapshot.config.queue);
-        let (since, since_ms) = (Instant::now(), now_ms());
-        let (deadline, mut spill) = (since + limits.timeout, since + limits.spill_after);
-        let mut turn = None;
+        let (since, before) = (Instant::now(), self.underway.waited);
+        let left = |of: Duration| since + of.saturating_sub(before);
+        let (deadline, mut spill) = (left(limits.timeout), left(limits.spill_after));
+        let waited = || before + since.elapsed();
         loop {
-            let wish = self.wish(&asking, tenant, since_ms);
-            let place = queue.enter(turn, wish).map_err(|Refused| self.saturated(Duration::ZERO));
+            let wish = self.wish(&asking, tenant);
+            let place = queue.enter(self.underway.turn.get(), wish).map_err(|Refused| self.saturated(Duration::ZERO));
             let mut place = place?;
-            turn = Some(place.turn);
+            self.underway.turn.set(Some(place.turn));
             // A policy that would rather wait is asked at the next event, not about the slot that it just refused.
             if !holding {
                 queue.look(wish);
@@ -74,7 +79,7 @@ impl Journey<'_> {
             let next_tier = self.served.tiers.get(tier + 1).filter(|_| spill < deadline);
             let picked = match timeout_at(next_tier.map_or(deadline, |_| spill), place.turn()).await {
                 Ok(Given::Slot(lease)) => asking.accept(lease, place.turn),
-                Ok(Given::Evicted) => return Err(self.saturated(since.elapsed()).into()),
+                Ok(Given::Evicted) => return Err(self.saturated(waited()).into()),
                 Ok(Given::Stranded) => return Err(Stop::Stranded),
                 Err(_) if let Some(next_tier) = next_tier => {
                     (tier, spill) = (tier + 1, spill + limits.spill_after);
@@ -83,7 +88,7 @@ impl Journey<'_> {
                     asking.reserved = queue.wanted(next_tier.backends.iter());
                     asking.pick()
                 }
-                Err(_) => return Err(self.waited_in_vain(&asking, since.elapsed()).into()),
+                Err(_) => return Err(self.waited_in_vain(&asking, waited()).into()),
             };
             holding = match picked {
                 Picked::Slot { candidate, lease } => return Ok((candidate, lease)),
@@ -94,7 +99,7 @@ impl Journey<'_> {
         }
     }
 
-    fn wish<'b>(&'b self, asking: &Asking<'b>, tenant: u64, since_ms: u64) -> Wish<'b> {
+    fn wish<'b>(&'b self, asking: &Asking<'b>, tenant: u64) -> Wish<'b> {
         Wish {
             flow: Flow { model: self.model(), tenant },
             wants: &asking.tier.backends,
@@ -103,7 +108,8 @@ impl Journey<'_> {
             may_try: asking.may_try,
             cost: self.cost,
             bytes: self.body_bytes,
-            since_ms,
+            arrived: self.underway.read_at,
+            was_served: self.underway.history.attempts > 0,
         }
     }
 
@@ -133,12 +139,12 @@ impl Journey<'_> {
         }
     }
 
-    /// Full: the client is told when a slot may be expected, by the rate at which slots are freed. Who `waited` in vain
+    /// Full: the client is told when a slot may be expected, by what is known of the backends. Who `waited` in vain
     /// has seen that it takes longer than thought.
     fn saturated(&self, waited: Duration) -> ProxyError {
         let waiting = self.arrival.worker.shared.queue.waiting_for(self.model());
-        let freed = freed_per_second(self.everybody().iter());
-        let promised = self.served.demand.promise(freed, waiting, self.cost, fastrand::f64());
+        let outlook = Outlook::of(self.everybody());
+        let promised = self.served.demand.promises.promise(&outlook, waiting, self.cost, fastrand::f64());
         ProxyError::Saturated { retry_after: promised.max(waited / 4) }
     }
 
@@ -166,7 +172,8 @@ impl Journey<'_> {
             tried: &self.underway.tried,
             // Whoever came before and waits for one of these backends goes first.
             reserved: arrival.worker.shared.queue.wanted(tier.backends.iter()),
-            may_try: sending.may_repeat && attempt + 1 < self.current.snapshot.config.failover.attempts,
+            may_try: sending.may_repeat
+                && self.underway.history.counted() + 1 < self.current.snapshot.config.failover.attempts,
             cost: self.cost,
             request,
             record: &self.record,

@@ -133,16 +133,19 @@ impl Backend {
         }
     }
 
-    /// It cannot be reached, or says itself that it cannot serve. Nothing is sent to it until a poll finds it up.
-    pub fn went_down(&self, why: &str) {
+    /// It cannot be reached, or says itself that it cannot serve. Nothing is sent to it until a poll finds it up. True
+    /// where that is news.
+    pub fn went_down(&self, why: &str) -> bool {
         let mut known = self.known();
-        if self.live.reach.swap(REACH_DOWN, SeqCst) != REACH_DOWN {
+        let is_news = self.live.reach.swap(REACH_DOWN, SeqCst) != REACH_DOWN;
+        if is_news {
             known.down_since = Some(SystemTime::now());
             tracing::warn!(backend = %self.name, "down: {why}");
         }
         known.last_error = Some(why.to_owned());
         drop(known);
         self.show();
+        is_news
     }
 
     // --- what real traffic says ---
@@ -209,6 +212,18 @@ impl Backend {
         self.set_limit(&known);
         drop(known);
         self.wake();
+    }
+
+    /// No connection to it could be made for a request of `since_ms`. It is down until a poll finds it up, and that it
+    /// went down under traffic is one failure, however many requests found it so: one restart does not eject it, but a
+    /// backend that answers polls and takes no connections is.
+    pub fn unreachable(&self, why: &str, eject_after: u32, since_ms: u64) {
+        if self.went_down(why) {
+            self.failed(why, eject_after, since_ms);
+        } else {
+            self.live.failures.fetch_add(1, Relaxed);
+            self.poll_now.notify_one();
+        }
     }
 
     /// Real traffic failed on it, by a request sent at `since_ms`.
