@@ -29,6 +29,31 @@ async fn a_dead_backend_is_in_rotation_within_a_poll_of_its_return() {
     }
 }
 
+/// How long the load of a backend that is out of use is waited for.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+#[tokio::test]
+async fn a_page_of_metrics_that_hangs_keeps_nobody_out() {
+    let hangs = Report { page: LoadPage::Hangs, ..Report::default() };
+    let backend = Setup::named("a").vllm().slots(4).start().await;
+    backend.report(hangs);
+    let started = Instant::now();
+    let proxy = Proxy::start(&config(&poll_often(), [&backend])).await;
+    proxy.client.chat().await.ok();
+    // A question is given up after three seconds at the soonest.
+    assert!(started.elapsed() < Duration::from_millis(2_500), "{:?}", started.elapsed());
+    for _ in 0..2 {
+        backend.stop().await;
+        proxy.waits_until("a", "down").await;
+        backend.restart().await;
+        let returned = Instant::now();
+        eventually("the backend serves again", async || proxy.client.chat().await.status == 200).await;
+        assert!(returned.elapsed() < POLL_INTERVAL + PATIENCE + MARGIN, "{:?}", returned.elapsed());
+    }
+    let told = proxy.backend("a").await;
+    assert!(told["reported"]["running"].is_null(), "{told}");
+}
+
 #[tokio::test]
 async fn a_fleet_that_was_gone_as_a_whole_comes_back() {
     let (proxy, [backend]) = proxied(&poll_often(), ["a"]).await;

@@ -2,7 +2,7 @@
 //!
 //! A failed poll is not a broken backend: only a connection that cannot be made, or its own word that it
 //! is not ready, takes it out of use at once; silence must repeat itself. A slow or broken load page never
-//! stops traffic: its numbers just grow old, and the proxy's own count decides. What a backend runs is found out once,
+//! stops traffic, nor keeps out who returns: its numbers just grow old, and the proxy's own count decides. What a backend runs is found out once,
 //! and again where its answers cease to look like it.
 
 mod doubt;
@@ -102,6 +102,14 @@ async fn wake_as_it_opens(backend: &Arc<Backend>) {
     }
 }
 
+/// What a round of questions brought.
+struct Found {
+    engine: Engine,
+    report: Report,
+    /// Nothing that was asked went unanswered.
+    is_whole: bool,
+}
+
 struct Poller {
     asker: Asker,
     /// Polls in a row that brought nothing.
@@ -129,9 +137,9 @@ impl Poller {
     /// One poll. True where it changed what the fleet is.
     async fn poll(&mut self) -> bool {
         match self.ask_all().await {
-            Ok((engine, report)) => {
+            Ok(found) => {
                 self.silent = 0;
-                self.take(engine, report)
+                self.take(found)
             }
             Err(NoAnswer::Gone(why)) => {
                 self.member().backend.went_down(&why);
@@ -161,7 +169,7 @@ impl Poller {
     }
 
     /// Asks all that its engine is asked. An answer is an error only where the very first is missing.
-    async fn ask_all(&mut self) -> Result<(Engine, Report), NoAnswer> {
+    async fn ask_all(&mut self) -> Result<Found, NoAnswer> {
         self.member().backend.asking();
         let known = self.member().backend.known().engine;
         let is_doubtful = self.member().config.engine.is_none() && self.doubts.are_due();
@@ -170,6 +178,7 @@ impl Poller {
             Some(engine) if !is_doubtful => engine,
             _ => {
                 let found = round.recognise().await;
+                round.is_given_time_anew();
                 self.doubts.dispelled();
                 match (known, found) {
                     // A doubt is no fault: what is only silent for a moment stays what it was.
@@ -193,18 +202,19 @@ impl Poller {
                 }
             }
         }
-        Ok((engine, report))
+        Ok(Found { engine, report, is_whole: round.is_whole() })
     }
 
     /// Takes a report over. True where models or engine are not what they were.
-    fn take(&mut self, engine: Engine, mut report: Report) -> bool {
+    fn take(&mut self, found: Found) -> bool {
+        let Found { engine, mut report, is_whole } = found;
         self.weigh(engine, &report);
         let backend = &self.member().backend;
         if let Health::NotReady(why) = &report.health {
             backend.went_down(why);
             return false;
         }
-        let changed = self.learn(engine, &report);
+        let changed = self.learn(engine, &report, is_whole);
         if report.load_may_be_old && backend.in_flight() == 0 {
             // Nothing would ever change what it says, were it to say that it is full.
             (report.waiting, report.kv_cache_used) = (None, None);
@@ -228,12 +238,14 @@ impl Poller {
     }
 
     /// Keeps what a report says the backend is. True where that is not what it was.
-    fn learn(&self, engine: Engine, report: &Report) -> bool {
+    fn learn(&self, engine: Engine, report: &Report, is_whole: bool) -> bool {
+        // While it is out of use its answers are not waited for long; once it is up, they have been.
+        let is_heard = is_whole || self.member().backend.is_up();
         let mut known = self.member().backend.known();
         // What was taken for anything else is asked again when it has something to say: it may only be starting.
         let settled = self.member().config.engine.is_some()
             || engine != Engine::OpenAi
-            || report.models.as_ref().is_some_and(|models| !models.is_empty());
+            || (is_heard && report.models.as_ref().is_some_and(|models| !models.is_empty()));
         let found = settled.then_some(engine);
         let mut changed = known.engine != found;
         if changed && known.engine.is_some() {

@@ -16,8 +16,13 @@ use crate::edge::upstream::{self, Failure, Outgoing, Pool};
 use crate::edge::{Member, Shared};
 use crate::fleet::engine::{ANSWER_LIMIT_BYTES, Answer, PROBES};
 
-/// One question is given up after this long: a vLLM under load was seen to take 1.4 s.
-const QUESTION_TIMEOUT: Duration = Duration::from_secs(4);
+/// The first question is given up after this long, and after its answer all the others together.
+const PATIENCE: Duration = Duration::from_secs(4);
+/// Each of the others, so that one page that hangs leaves time for the next: a vLLM under load was seen to take 1.4 s.
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(3);
+/// All the others together, where the backend is out of use: once it answers, what it does not say of its load keeps
+/// nobody waiting. The next round is a patient one.
+const PATIENCE_WITH_THE_RETURNED: Duration = Duration::from_millis(500);
 
 /// Why a backend did not answer a question.
 #[derive(Debug, Clone)]
@@ -47,7 +52,7 @@ impl Asker {
     }
 
     /// One `GET`, whole.
-    async fn ask(&self, path: &str) -> Heard {
+    async fn ask(&self, path: &str, deadline: Instant) -> Heard {
         let (_, timeouts) = self.settings();
         let mut headers = HeaderMap::new();
         if let Some(key) = &self.member.authorization {
@@ -55,7 +60,6 @@ impl Asker {
         }
         let backend = &self.member.backend;
         let request = Outgoing { method: &Method::GET, target: path, headers: &headers, body: &[] };
-        let deadline = Instant::now() + QUESTION_TIMEOUT;
         let ask = |fresh| timeout_at(deadline, upstream::send(&self.pool, &self.member, &request, &timeouts, fresh));
         let answer = match ask(false).await {
             Ok(Err(Failure::Unanswered { idle: Some(_) })) => ask(true).await,
@@ -88,11 +92,17 @@ impl Asker {
 pub(super) struct Round<'a> {
     asker: &'a Asker,
     heard: Vec<(&'static str, Heard)>,
+    /// How long questions may take after the first was answered.
+    patience: Duration,
+    /// When that is over; `None` before.
+    until: Option<Instant>,
 }
 
 impl<'a> Round<'a> {
     pub(super) fn new(asker: &'a Asker) -> Self {
-        Self { asker, heard: Vec::new() }
+        let is_up = asker.member.backend.is_up();
+        let patience = if is_up { PATIENCE } else { PATIENCE_WITH_THE_RETURNED };
+        Self { asker, heard: Vec::new(), patience, until: None }
     }
 
     /// The answer to a `GET` of this path in this round.
@@ -100,7 +110,7 @@ impl<'a> Round<'a> {
         let at = match self.heard.iter().position(|(asked, _)| *asked == path) {
             Some(at) => at,
             None => {
-                let heard = self.asker.ask(path).await;
+                let heard = self.ask_anew(path).await;
                 self.heard.push((path, heard));
                 self.heard.len() - 1
             }
@@ -109,6 +119,17 @@ impl<'a> Round<'a> {
             Ok((status, body)) => Ok(Answer { status: *status, body }),
             Err(missing) => Err(missing.clone()),
         }
+    }
+
+    async fn ask_anew(&mut self, path: &str) -> Heard {
+        let begun = Instant::now();
+        let deadline = self.until.map_or(begun + PATIENCE, |until| until.min(begun + QUESTION_TIMEOUT));
+        if deadline <= begun {
+            return Err(NoAnswer::Silent("others took all the time of this round".into()));
+        }
+        let heard = self.asker.ask(path, deadline).await;
+        self.until = self.until.or_else(|| Some(Instant::now() + self.patience));
+        heard
     }
 
     /// Finds out what it runs. Silence counts only where it is the very first answer that is missing.
@@ -123,6 +144,11 @@ impl<'a> Round<'a> {
             }
         }
         Ok(Engine::OpenAi)
+    }
+
+    /// What comes next is waited for as if nothing had been asked yet.
+    pub(super) fn is_given_time_anew(&mut self) {
+        self.until = None;
     }
 
     /// Whether everything that was asked so far was answered.
