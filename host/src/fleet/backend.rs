@@ -446,15 +446,19 @@ pub mod tests {
     }
 
     #[test]
-    fn slots_come_from_configuration_then_report_then_learning() {
+    fn slots_come_from_configuration_or_a_smaller_report_else_from_learning() {
         let backend = backend_with(&Queue::new(0, 0), 3);
         assert_eq!((backend.slots(), backend.slots_from()), (3, "config"));
         backend.configure(None, None, &limits());
         assert_eq!((backend.slots(), backend.slots_from()), (super::super::limit::FIRST, "learned"));
         backend.reported_in(&Report { limit: Some(4), ..Report::default() }, &limits());
         assert_eq!((backend.slots(), backend.slots_from()), (4, "reported"));
-        backend.configure(Some(9), None, &Capacity { replicas: 2, ..limits() });
-        assert_eq!((backend.slots(), backend.slots_from()), (4, "config"), "its part of what two proxies share");
+        backend.configure(Some(9), None, &limits());
+        assert_eq!((backend.slots(), backend.slots_from()), (4, "reported"), "it takes no more than it says");
+        backend.configure(Some(3), None, &limits());
+        assert_eq!((backend.slots(), backend.slots_from()), (3, "config"), "nor more than it is given");
+        backend.configure(Some(3), None, &Capacity { replicas: 2, ..limits() });
+        assert_eq!((backend.slots(), backend.slots_from()), (1, "config"), "its part of what two proxies share");
     }
 
     #[test]

@@ -37,18 +37,23 @@ pub struct Known {
 }
 
 impl Known {
+    /// The number of all its slots where it is somebody's word, and whose. Of two numbers the smaller: a report can only
+    /// lower what is configured, and what an engine does not take waits better here than in it.
+    fn told(&self) -> Option<(u32, &'static str)> {
+        match (self.configured_slots, self.reported_slots) {
+            (Some(slots), reported) if reported.is_none_or(|reported| slots <= reported) => Some((slots, "config")),
+            (_, reported) => reported.map(|slots| (slots, "reported")),
+        }
+    }
+
     /// The number of all its slots where it is somebody's word.
     pub fn told_slots(&self) -> Option<u32> {
-        self.configured_slots.or(self.reported_slots)
+        self.told().map(|(slots, _)| slots)
     }
 
     /// The number of slots that are this proxy's part, and where it comes from. What is learned is ours alone.
     pub fn slots(&self) -> (u32, &'static str) {
-        let part = |slots: u32| (slots / (self.other_replicas + 1)).max(1);
-        match (self.configured_slots, self.reported_slots) {
-            (Some(slots), _) => (part(slots), "config"),
-            (None, Some(slots)) => (part(slots), "reported"),
-            (None, None) => (self.learned.slots(), "learned"),
-        }
+        let part = |(slots, from): (u32, _)| ((slots / (self.other_replicas + 1)).max(1), from);
+        self.told().map_or_else(|| (self.learned.slots(), "learned"), part)
     }
 }
