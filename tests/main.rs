@@ -23,6 +23,7 @@ mod fleet;
 mod forwarding;
 mod h2_floods;
 mod http1_corpus;
+mod learned;
 mod lifecycle;
 mod limits;
 mod llama_cpp;

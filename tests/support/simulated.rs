@@ -13,33 +13,52 @@ pub struct Simulated {
     address: SocketAddr,
     process: Program,
     control: Client,
+    kind: Kind,
+}
+
+/// What is simulated.
+#[derive(Clone, Copy)]
+struct Kind {
+    engine: &'static str,
     slots: u32,
+    /// The configuration says how many slots it has.
+    is_told: bool,
+    tokens: &'static str,
+    token_interval: &'static str,
 }
 
 impl Simulated {
     /// A vLLM of so many slots, quick enough for a test.
     pub async fn start(name: &'static str, slots: u32) -> Self {
-        Self::start_at(name, slots, SocketAddr::from(([127, 0, 0, 1], 0))).await
+        let kind = Kind { engine: "vllm", slots, is_told: true, tokens: "8", token_interval: "2ms" };
+        Self::start_at(name, kind, SocketAddr::from(([127, 0, 0, 1], 0))).await
     }
 
-    async fn start_at(name: &'static str, slots: u32, listen: SocketAddr) -> Self {
+    /// An engine of whose slots the configuration says nothing. An answer takes a quarter of a second, so that whoever
+    /// waits inside can tell.
+    pub async fn untold(name: &'static str, engine: &'static str, slots: u32) -> Self {
+        let kind = Kind { engine, slots, is_told: false, tokens: "20", token_interval: "10ms" };
+        Self::start_at(name, kind, SocketAddr::from(([127, 0, 0, 1], 0))).await
+    }
+
+    async fn start_at(name: &'static str, kind: Kind, listen: SocketAddr) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vision-proxy"));
-        command.args(["simulate-backend", "--engine", "vllm", "--model", NATIVE, "--tokens", "8"]);
-        command.args(["--token-interval", "2ms", "--slots", &slots.to_string(), "--listen", &listen.to_string()]);
+        command.args(["simulate-backend", "--engine", kind.engine, "--model", NATIVE, "--tokens", kind.tokens]);
+        command.args(["--token-interval", kind.token_interval, "--slots", &kind.slots.to_string()]);
+        command.args(["--listen", &listen.to_string()]);
         let mut process = Program::start(name, &mut command);
         let line = process.first_line().await;
         let address = line.strip_prefix("listening on http://").and_then(|address| address.parse().ok());
         let address = address.unwrap_or_else(|| panic!("no address: {line:?}"));
-        Self { name, address, process, control: Client::http1(address), slots }
+        Self { name, address, process, control: Client::http1(address), kind }
     }
 
     /// Its table in a configuration.
     pub fn entry(&self) -> String {
-        let (name, address, slots) = (self.name, self.address, self.slots);
+        let (name, address, Kind { engine, slots, is_told, .. }) = (self.name, self.address, self.kind);
+        let slots = if is_told { format!("slots = {slots}\n") } else { String::new() };
         let models = format!("models = {{ \"{MODEL}\" = \"{NATIVE}\" }}");
-        format!(
-            "[[backends]]\nname = \"{name}\"\nurl = \"http://{address}\"\nengine = \"vllm\"\nslots = {slots}\n{models}\n"
-        )
+        format!("[[backends]]\nname = \"{name}\"\nurl = \"http://{address}\"\nengine = \"{engine}\"\n{slots}{models}\n")
     }
 
     /// Fails from now on as `simulate-backend --fault` would.
@@ -68,6 +87,6 @@ impl Simulated {
 
     /// The same again at the same address, with nothing of what it was doing.
     pub async fn again(&self) -> Self {
-        Self::start_at(self.name, self.slots, self.address).await
+        Self::start_at(self.name, self.kind, self.address).await
     }
 }

@@ -230,7 +230,7 @@ impl<'a> Journey<'a> {
             kept.backend.failed(&kept.why, self.current.snapshot.config.failover.eject_after, kept.since_ms);
         }
         if begun.answer.status.as_u16() < 400 {
-            begun.lease.backend.began(begun.took, begun.is_stream);
+            begun.lease.began(begun.took, begun.is_stream);
         }
         let first_token = self.arrival.started.elapsed();
         chosen.series.first_token_seconds.observe(first_token);

@@ -256,6 +256,13 @@ impl Backend {
         Held::of(self.live.held.load(SeqCst)).slots
     }
 
+    /// Whether one more request of the usual cost would not fit into its limit.
+    pub(super) fn is_full(&self) -> bool {
+        let held = Held::of(self.live.held.load(SeqCst));
+        let usual_cost = held.slots.checked_div(held.requests).unwrap_or(1);
+        held.slots + usual_cost > self.live.limit.load(SeqCst)
+    }
+
     /// Slots it has now, whoever takes them.
     pub fn slots(&self) -> u32 {
         let slots = self.live.limit.load(SeqCst);
@@ -471,7 +478,7 @@ pub mod tests {
         assert_eq!(backend.state(), State::Down);
         assert!(Backend::claim(&backend, 1).is_none());
         assert!(Backend::claim_suspect(&backend, 1).is_some(), "the last one standing stays in use");
-        backend.began(Duration::from_millis(5), true);
+        backend.began(Duration::from_millis(5));
         assert_eq!(backend.state(), State::Down, "a beginning is no answer");
         backend.completed(now_ms());
         assert_eq!(backend.state(), State::Available);

@@ -1,10 +1,12 @@
 //! The hold of one request on its slots.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::backend::Backend;
+use super::limit::{Answer, Took};
 use super::queue::Turn;
-use crate::clock::now_ms;
+use crate::clock::{micros32, now_ms};
 
 /// One request's hold on a slot, or on several where it costs more. Dropping it frees them and wakes whoever is first
 /// in line for them.
@@ -17,6 +19,8 @@ pub struct Lease {
     cost: u32,
     /// It is the trial of a backend that was put out of use.
     is_trial: bool,
+    /// It got the last slots of the backend's limit.
+    was_full: bool,
     /// Its answer came whole: how long that took tells how long slots are held.
     is_whole: bool,
     held: bool,
@@ -25,8 +29,8 @@ pub struct Lease {
 impl Lease {
     /// For `Backend::claim`, which has taken the slots.
     pub(super) fn new(backend: &Arc<Backend>, cost: u32, is_trial: bool) -> Self {
-        let backend = Arc::clone(backend);
-        Self { backend, since_ms: now_ms(), cost, is_trial, is_whole: false, held: true }
+        let (backend, was_full) = (Arc::clone(backend), backend.is_full());
+        Self { backend, since_ms: now_ms(), cost, is_trial, was_full, is_whole: false, held: true }
     }
 
     /// Whether it is the trial of a backend that was put out of use.
@@ -37,6 +41,26 @@ impl Lease {
     /// Slots that it takes.
     pub fn cost(&self) -> u32 {
         self.cost
+    }
+
+    /// The first byte of a good answer came after `first_byte`; of a stream, where `is_stream`.
+    pub fn began(&self, first_byte: Duration, is_stream: bool) {
+        self.backend.began(first_byte);
+        if is_stream {
+            self.answered(Took::FirstByte(u64::from(micros32(first_byte))));
+        }
+    }
+
+    /// The last byte of a good answer came that was no stream, with so many tokens.
+    pub fn wrote(&self, tokens: u64) {
+        if tokens > 0 {
+            let us = now_ms().saturating_sub(self.since_ms).saturating_mul(1_000);
+            self.answered(Took::Whole { us, tokens });
+        }
+    }
+
+    fn answered(&self, took: Took) {
+        self.backend.answered(Answer { sent_ms: self.since_ms, was_full: self.was_full, took });
     }
 
     /// Frees the slots after a whole, good answer.

@@ -20,6 +20,10 @@ pub struct Live {
     pub most_held: AtomicU32,
     /// Slots it has; changed by report, learning and reload.
     pub limit: AtomicU32,
+    /// Nobody says how many slots it has: they are learned from its answers.
+    pub learns: AtomicBool,
+    /// All slots were taken when the present poll began.
+    pub was_full: AtomicBool,
     /// Since when its slots grow back; 0 where they do not.
     pub growing_since_ms: AtomicU64,
     /// Over which time they do.
@@ -60,6 +64,8 @@ impl Live {
             held: AtomicU64::new(0),
             most_held: AtomicU32::new(0),
             limit: AtomicU32::new(super::limit::FIRST),
+            learns: AtomicBool::new(true),
+            was_full: AtomicBool::new(false),
             growing_since_ms: AtomicU64::new(0),
             slow_start_ms: AtomicU64::new(0),
             on_trial: AtomicBool::new(false),

@@ -176,7 +176,12 @@ impl Relay {
     /// The backend has sent its last byte.
     fn free_slot(&mut self) {
         match self.lease.take() {
-            Some(lease) if self.account.status.get() < 400 => lease.end_well(),
+            Some(lease) if self.account.status.get() < 400 => {
+                if let (None, Some(tokens)) = (self.began, self.usage.as_ref().and_then(Usage::tokens)) {
+                    lease.wrote(tokens.output);
+                }
+                lease.end_well();
+            }
             other => drop(other),
         }
     }

@@ -10,6 +10,7 @@ use crate::clock::{micros32, now_ms};
 use crate::config::{Capacity, Engine};
 use crate::fleet::engine::Report;
 use crate::fleet::known::Known;
+use crate::fleet::limit::Answer;
 use crate::fleet::live::{Held, REACH_DOWN, REACH_UP, UNKNOWN, move_average, moved};
 use crate::fleet::room::Reported;
 
@@ -63,8 +64,13 @@ impl Backend {
         }
         // One answer missed is no news: the limit it last said stands.
         known.reported_slots = report.limit.filter(|limit| *limit > 0).or(known.reported_slots);
-        if report.waiting.is_some_and(|waiting| waiting > limits.max_waiting) {
-            self.lower(&mut known);
+        match report.waiting {
+            Some(waiting) if waiting > limits.max_waiting => self.lower(&mut known),
+            // All that takes the slots was there before it was asked.
+            Some(_) if self.learns() && self.live.was_full.load(Relaxed) && self.is_full() => {
+                known.learned = known.learned.had_room(now_ms());
+            }
+            _ => {}
         }
         known.window.note(now_ms(), self.attempts());
         known.kv_cache_used = report.kv_cache_used;
@@ -104,6 +110,7 @@ impl Backend {
 
     /// A poll begins: from now on it is noted how many requests it holds at the most.
     pub fn asking(&self) {
+        self.live.was_full.store(self.is_full(), Relaxed);
         self.live.most_held.store(self.in_flight(), Relaxed);
     }
 
@@ -161,25 +168,37 @@ impl Backend {
         self.show();
     }
 
+    /// Whether its slots are learned, for nobody tells how many they are.
+    fn learns(&self) -> bool {
+        self.live.learns.load(Relaxed)
+    }
+
     /// It takes fewer than it holds now. Where it holds none of ours, others are to blame.
     fn lower(&self, known: &mut Known) {
         let (in_flight, now) = (self.in_flight(), now_ms());
-        if in_flight > 0 && now.saturating_sub(known.lowered_ms) >= LOWER_EVERY_MS {
-            known.learned = known.learned.pushed_back(in_flight);
+        if self.learns() && in_flight > 0 && now.saturating_sub(known.lowered_ms) >= LOWER_EVERY_MS {
+            known.learned = known.learned.pushed_back(in_flight, now);
             known.lowered_ms = now;
         }
     }
 
-    /// The first byte of an answer came after `first_byte`; of a stream, where `is_stream`.
-    pub fn began(self: &Arc<Self>, first_byte: Duration, is_stream: bool) {
+    /// The first byte of an answer came after `first_byte`.
+    pub(in crate::fleet) fn began(&self, first_byte: Duration) {
         let micros = micros32(first_byte);
         let average = self.live.first_byte_us.load(Relaxed);
         self.live.first_byte_us.store(if average == 0 { micros } else { moved(average, micros) }, Relaxed);
-        // The lock only where something may change: a limit that was reached.
-        if self.taken() >= self.slots() {
-            let has_room = self.live.waiting.load(Relaxed) == 0 && !self.is_stale();
-            let mut known = self.known();
-            known.learned = known.learned.answered(true, is_stream.then_some(micros), has_room);
+    }
+
+    /// A good answer, for the limit to learn from where nobody tells it.
+    pub(in crate::fleet) fn answered(self: &Arc<Self>, answer: Answer) {
+        if !self.learns() {
+            return;
+        }
+        let reports = self.live.waiting.load(Relaxed) != UNKNOWN && !self.is_stale();
+        let mut known = self.known();
+        let before = known.learned.slots();
+        known.learned = known.learned.answered(answer, reports, self.in_flight(), now_ms());
+        if known.learned.slots() != before {
             self.set_limit(&known);
             drop(known);
             self.wake();
@@ -263,5 +282,6 @@ impl Backend {
 
     fn set_limit(&self, known: &Known) {
         self.live.limit.store(known.slots().0.max(1), SeqCst);
+        self.live.learns.store(known.told_slots().is_none(), Relaxed);
     }
 }
