@@ -125,6 +125,7 @@ pub(super) struct Capacity {
     pub max_waiting: Typed<u32>,
     pub max_kv_cache: Typed<Fraction>,
     pub replicas: Typed<NonZeroU32>,
+    pub replica: Typed<NonZeroU32>,
     pub slow_start: Typed<Duration>,
     pub cost: Cost,
 }

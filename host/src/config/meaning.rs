@@ -173,12 +173,16 @@ impl Reading<'_> {
             max_waiting: or(typed.max_waiting, 0),
             max_kv_cache: or(typed.max_kv_cache, 0.95),
             replicas: or(typed.replicas, 1),
+            replica: typed.replica.map(|written| written.0.get()),
             slow_start: or(typed.slow_start, Duration::from_secs(10)),
             cost: Cost { image: or(typed.cost.image, 0.0), mib: or(typed.cost.mib, 0.0) },
         };
         if capacity.stale_after < capacity.poll_interval {
             let message = "stale_after is shorter than poll_interval: every report would be stale before the next";
             self.contradiction("capacity.stale_after", "capacity.poll_interval", message);
+        }
+        if capacity.replica.is_some_and(|replica| replica > capacity.replicas) {
+            self.contradiction("capacity.replica", "capacity.replicas", "there are not so many replicas");
         }
         capacity
     }
@@ -389,7 +393,7 @@ mod tests {
     fn numbers_and_times_arrive_as_typed() {
         let config = read(
             r#"
-            capacity = { poll_interval = "300ms", stale_after = "1m 5s", max_waiting = 3, max_kv_cache = 1, replicas = 2, slow_start = "2s", cost = { image = 2, mib = 0.5 } }
+            capacity = { poll_interval = "300ms", stale_after = "1m 5s", max_waiting = 3, max_kv_cache = 1, replicas = 2, replica = 1, slow_start = "2s", cost = { image = 2, mib = 0.5 } }
             queue = { size = 0, bytes = "2MiB", timeout = "2s", spill_after = "0s" }
             failover = { attempts = 1, retry_unanswered = false, eject_after = 9 }
             timeouts = { connect = "1ms", first_byte = "2ms", between_chunks = "3ms", client = "4ms", drain = "0s", drain_delay = "0s" }
@@ -404,6 +408,7 @@ mod tests {
             max_waiting: 3,
             max_kv_cache: 1.0,
             replicas: 2,
+            replica: Some(1),
             slow_start: s(2),
             cost,
         };

@@ -260,6 +260,8 @@ pub struct Capacity {
     pub max_kv_cache: f64,
     /// Proxies that share the fleet, this one among them; at least 1.
     pub replicas: u32,
+    /// Which of them this one is, from 1 to `replicas`; `None` where nobody says.
+    pub replica: Option<u32>,
     /// A backend that returns gets its slots back over this time; zero: at once.
     pub slow_start: Duration,
     /// What requests cost.
@@ -711,6 +713,7 @@ mod tests {
             "smaller than body",
         );
         assert_last("[capacity]\npoll_interval = \"10s\"", "capacity.poll_interval", "stale before the next");
+        assert_last("[capacity]\nreplicas = 2\nreplica = 3", "capacity.replica", "not so many");
         assert_last("admin = \"127.0.0.1:8080\"\nlisten = 3", "listen", "should be");
         assert_last("[capacity]\npoll_interval = \"10s\"\nstale_after = \"x\"", "capacity.stale_after", "should be");
         assert_last("admin = \"0.0.0.0:1\"\nadmin_token = \"hunter2\"", "admin_token", "should be");

@@ -383,6 +383,7 @@ pub mod tests {
             max_waiting: 0,
             max_kv_cache: 0.95,
             replicas: 1,
+            replica: None,
             slow_start: Duration::from_secs(10),
             cost: crate::config::Cost { image: 0.0, mib: 0.0 },
         }

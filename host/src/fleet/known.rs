@@ -10,6 +10,32 @@ use super::outlier::Window;
 use super::room::Share;
 use crate::config::Engine;
 
+/// How the proxies that share a fleet divide the slots of a backend.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Sharing {
+    /// Proxies besides this one.
+    others: u32,
+    /// Which of them is this one, from 0, where they are numbered: those before it get what cannot be divided.
+    place: Option<u32>,
+}
+
+impl Sharing {
+    /// Each backend begins to deal with another proxy, by its name, so that not one of them gets all that cannot be divided.
+    pub fn of(replicas: u32, replica: Option<u32>, backend: &str) -> Self {
+        let replicas = replicas.max(1);
+        let first = backend.bytes().fold(0_u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into())) % replicas;
+        let place = replica.map(|replica| (replica % replicas + first) % replicas);
+        Self { others: replicas - 1, place }
+    }
+
+    /// This proxy's part; at least one, or some models would be served by nobody here.
+    fn part(self, slots: u32) -> u32 {
+        let replicas = self.others + 1;
+        let gets_more = self.place.is_some_and(|place| place < slots % replicas);
+        (slots / replicas + u32::from(gets_more)).max(1)
+    }
+}
+
 /// What control and the admin page know of a backend.
 #[derive(Debug, Clone, Default)]
 pub struct Known {
@@ -17,8 +43,7 @@ pub struct Known {
     pub engine: Option<Engine>,
     pub configured_slots: Option<u32>,
     pub reported_slots: Option<u32>,
-    /// Proxies that share its slots, besides this one.
-    pub other_replicas: u32,
+    pub sharing: Sharing,
     pub learned: Learned,
     pub health: Health,
     /// Attempts of the last half minute.
@@ -53,7 +78,33 @@ impl Known {
 
     /// The number of slots that are this proxy's part, and where it comes from. What is learned is ours alone.
     pub fn slots(&self) -> (u32, &'static str) {
-        let part = |(slots, from): (u32, _)| ((slots / (self.other_replicas + 1)).max(1), from);
+        let part = |(slots, from)| (self.sharing.part(slots), from);
         self.told().map_or_else(|| (self.learned.slots(), "learned"), part)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbered_proxies_have_all_slots_together_and_no_more() {
+        let mut dealt = [0; 3];
+        for slots in 3..40 {
+            for backend in ["gpu-a", "gpu-b", "10.0.0.7:8000"] {
+                let part = |replica| Sharing::of(3, Some(replica), backend).part(slots);
+                let parts = [part(1), part(2), part(3)];
+                assert_eq!(parts.iter().sum::<u32>(), slots, "{backend}: {parts:?}");
+                dealt.iter_mut().zip(parts).for_each(|(dealt, part)| *dealt += part);
+            }
+        }
+        let (least, most) = (dealt.iter().min(), dealt.iter().max());
+        assert!(least.zip(most).is_some_and(|(least, most)| most - least < 50), "{dealt:?}");
+    }
+
+    #[test]
+    fn proxies_without_numbers_leave_what_cannot_be_divided() {
+        let parts = |slots| Sharing { others: 1, place: None }.part(slots);
+        assert_eq!([1, 2, 3, 8].map(parts), [1, 1, 1, 4]);
     }
 }

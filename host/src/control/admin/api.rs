@@ -174,6 +174,7 @@ pub fn config(view: &View) -> Value {
                 "max_waiting": config.capacity.max_waiting,
                 "max_kv_cache": config.capacity.max_kv_cache,
                 "replicas": config.capacity.replicas,
+                "replica": config.capacity.replica,
                 "slow_start": seconds(config.capacity.slow_start),
                 "cost": {"image": config.capacity.cost.image, "mib": config.capacity.cost.mib},
             },

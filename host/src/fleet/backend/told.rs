@@ -9,7 +9,7 @@ use super::Backend;
 use crate::clock::{micros32, now_ms};
 use crate::config::{Capacity, Engine};
 use crate::fleet::engine::Report;
-use crate::fleet::known::Known;
+use crate::fleet::known::{Known, Sharing};
 use crate::fleet::limit::Answer;
 use crate::fleet::live::{Held, REACH_DOWN, REACH_UP, UNKNOWN, move_average, moved};
 use crate::fleet::room::Reported;
@@ -24,7 +24,7 @@ impl Backend {
     pub fn configure(self: &Arc<Self>, slots: Option<u32>, engine: Option<Engine>, capacity: &Capacity) {
         let mut known = self.known();
         known.configured_slots = slots;
-        known.other_replicas = capacity.replicas.saturating_sub(1);
+        known.sharing = Sharing::of(capacity.replicas, capacity.replica, &self.name);
         self.live.slow_start_ms.store(crate::clock::millis(capacity.slow_start), Relaxed);
         known.engine = engine.or(known.engine);
         self.set_limit(&known);
