@@ -1,4 +1,5 @@
-//! Who balances: this proxy, nginx and HAProxy, each told how many slots each server has, in the way it can be told.
+//! Who balances: this proxy, nginx and HAProxy, each told how many slots each server has, in the way it can be told. Where
+//! nobody is told, this proxy is alone: the others cannot find out.
 //!
 //! nginx has no line of its own: `least_conn` with the slots as weights; its `max_conns` would refuse with 502 what a
 //! line would keep, so it is left out. HAProxy has one: `maxconn` a server, and half of it in each of two replicas,
@@ -31,6 +32,8 @@ pub struct Setting<'a> {
     pub folder: &'a Path,
     pub fleet: &'a [Backend],
     pub replicas: usize,
+    /// Whether the configuration says how many slots each server has.
+    pub is_told: bool,
     /// The longest wait for the first byte of an answer.
     pub patience: Duration,
     /// How often servers are asked how they are.
@@ -91,8 +94,9 @@ async fn vision_proxy(setting: &Setting<'_>, replica: usize) -> anyhow::Result<F
         setting.replicas
     );
     for (index, backend) in setting.fleet.iter().enumerate() {
-        let (url, engine, slots) = (backend.address, backend.gpu.engine, backend.gpu.slots);
-        let entry = format!("url = \"http://{url}\"\nengine = \"{engine}\"\nslots = {slots}\n");
+        let (url, engine) = (backend.address, backend.gpu.engine);
+        let slots = if setting.is_told { format!("slots = {}\n", backend.gpu.slots) } else { String::new() };
+        let entry = format!("url = \"http://{url}\"\nengine = \"{engine}\"\n{slots}");
         write!(config, "[[backends]]\nname = \"s{index}\"\n{entry}")?;
     }
     let path = write_config(setting, replica, "vision-proxy.toml", &config)?;

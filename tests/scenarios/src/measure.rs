@@ -7,6 +7,7 @@ use std::collections::HashMap;
 
 use crate::fleet::{Change, Step};
 use crate::load::{Asked, Outcome};
+use crate::scenario::Goal;
 
 /// Time between two instants, in microseconds since 1970.
 pub type Span = (u64, u64);
@@ -45,6 +46,19 @@ pub struct Measured {
     /// Requests without an answer, and with one that broke off.
     pub failed: usize,
     pub cut: usize,
+}
+
+/// Idle time that is none: what a busy machine adds.
+const IDLE_BOUND: f64 = 0.01;
+
+impl Measured {
+    /// What of this goal is missed, in words; `None` where nothing is.
+    pub fn misses(&self, goal: Goal) -> Option<String> {
+        let is_overfilled = goal != Goal::Learnt && self.overfilled > 0;
+        let is_idle = goal == Goal::NoneIdle && self.idle >= IDLE_BOUND;
+        let said = || format!("{} requests over-filled a server, {:.2} % idle", self.overfilled, self.idle * 100.0);
+        (is_overfilled || is_idle).then(said)
+    }
 }
 
 pub fn measure(asked: &[Asked], accounts: &[Account], window: Span) -> Measured {
@@ -258,5 +272,17 @@ mod tests {
         let steps = "1 entered a 0 1;1 began a 1 0;2 entered b 1 1;3 entered direct-1 1 2;4 left a 0 2";
         assert_eq!((overfilled(&account(1, steps)), waited_inside(&account(1, steps))), (1, 1));
         assert_eq!((overfilled(&account(2, steps)), waited_inside(&account(2, steps))), (0, 1), "for memory");
+    }
+
+    #[test]
+    fn goals_are_missed_by_a_request_too_many_and_by_a_hundredth_of_idle_time() {
+        let measured = |overfilled, idle| Measured { overfilled, idle, ..Measured::default() };
+        for (overfilled, idle, missed) in
+            [(0, 0.0099, [false; 3]), (1, 0.0, [true, true, false]), (0, 0.01, [true, false, false])]
+        {
+            let misses =
+                [Goal::NoneIdle, Goal::NotOverfilled, Goal::Learnt].map(|goal| measured(overfilled, idle).misses(goal));
+            assert_eq!(misses.map(|misses| misses.is_some()), missed);
+        }
     }
 }

@@ -46,6 +46,7 @@ pub async fn run(
             folder,
             fleet: &fleet,
             replicas,
+            is_told: scenario.is_told(),
             patience,
             poll_interval: suite.poll_interval,
         };

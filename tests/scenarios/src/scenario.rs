@@ -55,18 +55,39 @@ pub enum Trouble {
     Restart,
 }
 
+/// What this proxy must keep to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Goal {
+    /// No request to a server whose slots are all taken, and under 1 % of idle time while a request waits.
+    NoneIdle,
+    /// The first half of that: the second is missed, and `docs/capacity.md` says why.
+    NotOverfilled,
+    /// It has to find out how many slots there are, and shows how well it does.
+    Learnt,
+}
+
 pub struct Scenario {
     pub name: &'static str,
     pub gpus: Vec<Gpu>,
     pub load: Load,
     pub trouble: Trouble,
+    pub goal: Goal,
     /// Part of the short suite.
     pub is_quick: bool,
 }
 
 impl Scenario {
     fn new(name: &'static str, gpus: Vec<Gpu>, load: Load, trouble: Trouble) -> Self {
-        Self { name, gpus, load, trouble, is_quick: false }
+        Self { name, gpus, load, trouble, goal: Goal::NoneIdle, is_quick: false }
+    }
+
+    fn must(self, goal: Goal) -> Self {
+        Self { goal, ..self }
+    }
+
+    /// Whether contenders are told how many slots each server has.
+    pub fn is_told(&self) -> bool {
+        self.goal != Goal::Learnt
     }
 
     fn quick(self) -> Self {
@@ -102,19 +123,28 @@ pub fn all() -> Vec<Scenario> {
         Scenario::new("seven mixed, bursts", mixed(), BURSTS, Trouble::None).quick(),
         Scenario::new("seven mixed, overload", mixed(), Load { share: 1.15, ..BURSTS }, Trouble::None),
         Scenario::new("vision mix, bursts", mixed(), Load { with_images: 0.4, share: 0.7, ..BURSTS }, Trouble::None)
+            .must(Goal::NotOverfilled)
             .quick(),
         Scenario::new(
             "little KV-cache",
             four.iter().map(|gpu| Gpu { kv_tokens: Some(2400), ..*gpu }).collect(),
             Load { share: 0.5, ..BURSTS },
             Trouble::None,
-        ),
+        )
+        .must(Goal::NotOverfilled),
         Scenario::new("fifty, bursts", fifty.collect(), BURSTS, Trouble::None),
         Scenario::new("second replica, alike", four.clone(), BURSTS, Trouble::SecondReplica).quick(),
         // Ollama reports no load: nobody can know there what another replica does.
-        Scenario::new("second replica, mixed", mixed(), BURSTS, Trouble::SecondReplica),
+        Scenario::new("second replica, mixed", mixed(), BURSTS, Trouble::SecondReplica).must(Goal::NotOverfilled),
         Scenario::new("one full of others", four.clone(), Load { share: 0.55, ..BURSTS }, Trouble::DirectLoad).quick(),
-        Scenario::new("one hung", four.clone(), Load { share: 0.55, ..BURSTS }, Trouble::Hang).quick(),
-        Scenario::new("one restarting", four, Load { share: 0.55, ..BURSTS }, Trouble::Restart).quick(),
+        Scenario::new("one hung", four.clone(), Load { share: 0.55, ..BURSTS }, Trouble::Hang)
+            .must(Goal::NotOverfilled)
+            .quick(),
+        Scenario::new("one restarting", four.clone(), Load { share: 0.55, ..BURSTS }, Trouble::Restart)
+            .must(Goal::NotOverfilled)
+            .quick(),
+        Scenario::new("four alike, untold", four, BURSTS, Trouble::None).must(Goal::Learnt).quick(),
+        Scenario::new("seven mixed, untold", mixed(), BURSTS, Trouble::None).must(Goal::Learnt),
+        Scenario::new("four desks, untold", vec![DESK; 4], BURSTS, Trouble::None).must(Goal::Learnt),
     ]
 }
