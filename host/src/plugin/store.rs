@@ -122,6 +122,9 @@ impl Store {
                 Some(path) => shelf.look(compiler, name, path, now),
                 None => Vec::from_iter(shelf.lost(&compiler.runtime)),
             };
+            if let Some(job) = shelf.ordered().filter(|_| rules.is_active(name)) {
+                compiler.hurry(job);
+            }
             let current = shelf.current();
             let loaded = (current.map(|version| version.generation) != before)
                 .then(|| current.map_or(What::Gone, |version| What::Loaded(Arc::clone(version))));
