@@ -492,6 +492,29 @@ mod tests {
     }
 
     #[test]
+    fn what_is_no_regular_file_is_neither_waited_for_nor_read() {
+        let mut bench = Bench::new();
+        let pipe = |path: &Path| assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
+        let refused = |path: &Path| folder::open(path).unwrap_err().to_string();
+        pipe(&bench.path("pipe"));
+        std::os::unix::fs::symlink("/dev/zero", bench.path("zeros")).unwrap();
+        fs::create_dir(bench.path("folder")).unwrap();
+        for name in ["pipe", "zeros", "folder"] {
+            assert_eq!(refused(&bench.path(name)), "it is no regular file");
+        }
+        bench.put("mine", &policy(1));
+        pipe(&super::super::signature::beside(&bench.path("mine")));
+        assert_eq!(bench.scan(), ["mine loaded from file"]);
+        bench.rules.trusted_keys = vec!["no key".to_owned()];
+        assert_eq!(bench.scan(), ["mine gone"]);
+        assert!(
+            bench.rows()[0].contains("mine.wasm.minisig cannot be read: it is no regular file"),
+            "{:?}",
+            bench.rows()
+        );
+    }
+
+    #[test]
     fn names_are_bounded_in_form_and_number() {
         let mut bench = Bench::new();
         bench.put("my policy", &policy(1));
