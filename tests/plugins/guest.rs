@@ -4,7 +4,7 @@
 //! In a body `$print` and `$log` take the address and length of a text, `$answer` makes a decision of a tag and a payload, or
 //! a list of an address and a length; `$column` asks for the column of that name, and `$route` makes one route of a backend
 //! and a text's address and length. `$ok` is the address of an answer that is the first row, no column, no route or no name,
-//! whichever the function returns.
+//! whichever the function returns. `$ask` makes one call of the host, whichever [`Guest::ask`] says.
 
 /// The bodies of a guest. Those not given do the least.
 pub struct Guest<'a> {
@@ -12,6 +12,8 @@ pub struct Guest<'a> {
     pub package_version: &'a str,
     /// Further imports of the component.
     pub imports: &'a str,
+    /// What `$ask` does: one of the texts below.
+    pub ask: &'a str,
     /// Further fields of the core module.
     pub fields: &'a str,
     /// Pages of the memory, at first.
@@ -33,6 +35,7 @@ impl Default for Guest<'_> {
         Self {
             package_version: "0.1.0",
             imports: "",
+            ask: NOTHING,
             fields: "",
             pages: 1,
             realloc: "",
@@ -60,6 +63,7 @@ impl Guest<'_> {
             .replace("EXPORTS", exports)
             .replace("PACKAGE_VERSION", self.package_version)
             .replace("IMPORTS", self.imports)
+            .replace("ASK", self.ask)
             .replace("FIELDS", self.fields)
             .replace("PAGES", &self.pages.to_string())
             .replace("REALLOC", self.realloc)
@@ -72,6 +76,50 @@ impl Guest<'_> {
         wat::parse_str(&text).unwrap_or_else(|error| panic!("{error}"))
     }
 }
+
+const NOTHING: &str = r#"(core module $Ask (func (export "ask"))) (core instance $asking (instantiate $Ask))"#;
+
+/// The most random bytes that one call gives.
+pub const RANDOM_BYTES: &str = r#"
+  (import "wasi:random/random@0.2.0" (instance $random
+    (export "get-random-bytes" (func (param "len" u64) (result (list u8))))))
+  (core module $Room (func (export "realloc") (param i32 i32 i32 i32) (result i32) (i32.const 8192)))
+  (core instance $room (instantiate $Room))
+  (core func $bytes (canon lower (func $random "get-random-bytes") (memory $shared)
+    (realloc (core func $room "realloc"))))
+  (core module $Ask (import "host" "bytes" (func $bytes (param i64 i32)))
+    (func (export "ask") (call $bytes (i64.const 4096) (i32.const 3000))))
+  (core instance $asking (instantiate $Ask (with "host" (instance (export "bytes" (func $bytes))))))"#;
+
+/// What time it is.
+pub const TIME: &str = r#"
+  (import "wasi:clocks/monotonic-clock@0.2.0" (instance $clock (export "now" (func (result u64)))))
+  (core func $now (canon lower (func $clock "now")))
+  (core module $Ask (import "host" "now" (func $now (result i64))) (func (export "ask") (drop (call $now))))
+  (core instance $asking (instantiate $Ask (with "host" (instance (export "now" (func $now))))))"#;
+
+/// To be woken, and then no more.
+pub const WAKING: &str = r#"
+  (import "wasi:io/poll@0.2.0" (instance $poll (export "pollable" (type (sub resource)))))
+  (alias export $poll "pollable" (type $pollable))
+  (import "wasi:clocks/monotonic-clock@0.2.0" (instance $clock
+    (alias outer 1 $pollable (type $p))
+    (export "subscribe-duration" (func (param "when" u64) (result (own $p))))))
+  (core func $subscribe (canon lower (func $clock "subscribe-duration")))
+  (core func $drop (canon resource.drop $pollable))
+  (core module $Ask
+    (import "host" "subscribe" (func $subscribe (param i64) (result i32))) (import "host" "drop" (func $drop (param i32)))
+    (func (export "ask") (call $drop (call $subscribe (i64.const 1)))))
+  (core instance $asking (instantiate $Ask (with "host" (instance
+    (export "subscribe" (func $subscribe)) (export "drop" (func $drop))))))"#;
+
+/// A stream, and nothing of it.
+pub const STREAM: &str = r#"
+  (core module $Ask
+    (import "host" "stderr" (func $stderr (result i32))) (import "host" "close" (func $close (param i32)))
+    (func (export "ask") (call $close (call $stderr))))
+  (core instance $asking (instantiate $Ask (with "host" (instance
+    (export "stderr" (func $stderr)) (export "close" (func $close))))))"#;
 
 /// The texts start here, one every 64 bytes; the heap after them.
 const COMPONENT: &str = r#"(component
@@ -102,8 +150,12 @@ const COMPONENT: &str = r#"(component
   (core func $write (canon lower (func $streams "[method]output-stream.blocking-write-and-flush") (memory $shared)))
   (core func $close (canon resource.drop $output-stream))
 
+  ASK
+  (alias core export $asking "ask" (core func $ask))
+
   (core module $Guest
     (import "host" "memory" (memory 1))
+    (import "host" "ask" (func $ask))
     (import "host" "log" (func $host-log (param i32 i32 i32)))
     (import "host" "stderr" (func $stderr (result i32)))
     (import "host" "write" (func $write (param i32 i32 i32 i32)))
@@ -146,7 +198,7 @@ const COMPONENT: &str = r#"(component
     (func (export "after") (param $answer i32) AFTER))
   (core instance $guest (instantiate $Guest (with "host" (instance
     (export "memory" (memory $shared)) (export "log" (func $log)) (export "stderr" (func $stderr))
-    (export "write" (func $write)) (export "close" (func $close))))))
+    (export "write" (func $write)) (export "close" (func $close)) (export "ask" (func $ask))))))
 
   (type $pair (tuple string string))
   (type $backend-type (record (field "name" string) (field "hash" u64) (field "engine" string) (field "weight" u32)

@@ -81,7 +81,7 @@ async fn meets(plugin: &str, good: &[u8], rows: Vec<Row>) {
         }
         let logged = as_json(&cause);
         eventually(&format!("{name}: the log says {cause:?}"), async || proxy.output().contains(&logged)).await;
-        assert!(!cause.chars().any(char::is_control), "{name}: {cause:?}");
+        assert!(!cause.chars().any(char::is_control) && cause.len() < 1_100, "{name}: {cause:?}");
         runs(&proxy, plugin, good).await;
         load.answers_more(2).await;
     }
@@ -150,6 +150,18 @@ fn busy(turns: u32) -> Vec<u8> {
         {OK}"
     );
     policy(Guest { pick: &pick, fields, ..Guest::default() })
+}
+
+/// Two MiB larger than it was, and nothing else.
+fn padded(component: Vec<u8>) -> Vec<u8> {
+    const CUSTOM: [u8; 6] = [0, 0x80, 0x80, 0x80, 1, 1];
+    [component, CUSTOM.to_vec(), vec![b'x'; (2 << 20) - 1]].concat()
+}
+
+/// Traps in a function of such a name.
+fn with_forged_name() -> Vec<u8> {
+    let fields = format!("(func $odd (@name \"a\\nforged\\1b[31m{}\") unreachable)", "x".repeat(90_000));
+    policy(Guest { fields: &fields, configure: "(call $odd) unreachable", ..Guest::default() })
 }
 
 /// Logs a line so often at each pick.
@@ -338,6 +350,33 @@ async fn what_goes_wrong_at_work_is_rolled_back() {
 }
 
 #[tokio::test]
+async fn what_the_host_does_for_a_guest_or_takes_it_for_is_bounded() {
+    let fields = "(global $left (mut i32) (i32.const 0))";
+    let asking = |times: u32| {
+        format!(
+            "(global.set $left (i32.const {times}))
+            (loop $more (call $ask)
+              (global.set $left (i32.sub (global.get $left) (i32.const 1))) (br_if $more (global.get $left)))"
+        )
+    };
+    let without_end = asking(1_000_000);
+    let [configure, pick] = [format!("{without_end} {OK}"), format!("{} {OK}", asking(5_000))];
+    let at_work = format!("(if {AT_WORK} (then {})) {OK}", asking(5_000));
+    let mut rows: Vec<Row> = vec![
+        ("a forged name", with_forged_name(), Refused("configure"), "forged"),
+        ("as large as a script, but not code", padded(busy(200_000)), Refused("trial"), "plugins.limits.fuel"),
+    ];
+    for ask in [RANDOM_BYTES, TIME, WAKING, STREAM] {
+        let guest = || Guest { ask, fields, ..Guest::default() };
+        rows.push(("at configure", policy(Guest { configure: &configure, ..guest() }), Refused("configure"), "fuel"));
+        rows.push(("at update", policy(Guest { update: &without_end, ..guest() }), Refused("update"), "fuel"));
+        rows.push(("at the trial", policy(Guest { pick: &pick, ..guest() }), Refused("trial"), "plugins.limits.fuel"));
+        rows.push(("at work", policy(Guest { pick: &at_work, ..guest() }), RolledBack("fuel"), "fuel"));
+    }
+    meets(MY_POLICY, &last_row(), rows).await;
+}
+
+#[tokio::test]
 async fn a_translator_that_means_ill_costs_no_request() {
     const ROUTE: &str = "(call $route (i32.const 0) (i32.const 1408) (i32.const 7))";
     let listing = |catalog: &str| {
@@ -356,7 +395,10 @@ async fn a_translator_that_means_ill_costs_no_request() {
         resolving(&format!("(call $route (i32.const {backend}) (i32.const {at}) (i32.const {bytes}))"))
     };
     let not_listed = "names of the catalog are double, too many or no names";
+    let asking = "(loop $more (call $ask) (br $more))";
+    let asks = |resolve| Guest { ask: RANDOM_BYTES, resolve, ..Guest::default() }.translator();
     let rows: Vec<Row> = vec![
+        ("random bytes without end", asks(&format!("{asking} {TRAP}")), Refused("trial"), "fuel"),
         ("a catalog without end", listing(&format!("{FOREVER} {TRAP}")), Refused("trial"), "fuel"),
         ("a catalog of no text", one(1500, 4), Refused("trial"), "utf-8"),
         ("a catalog from nowhere", one(0xffff_fff0, 9), Refused("trial"), "bounds"),

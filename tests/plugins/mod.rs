@@ -6,6 +6,7 @@ mod faults;
 mod guest;
 mod guests;
 mod hostile;
+mod patience;
 mod refusals;
 mod reload;
 mod signatures;

@@ -92,6 +92,13 @@ pub struct Plugins {
     pub trusted_keys: Vec<String>,
 }
 
+impl Plugins {
+    /// Whether this name is one of those that are set to work.
+    pub fn is_active(&self, name: &str) -> bool {
+        [&self.policy, &self.translator].into_iter().any(|active| active == name)
+    }
+}
+
 /// `[plugins.limits]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PluginLimits {

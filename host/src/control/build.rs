@@ -2,7 +2,6 @@
 //!
 //! Blocks while plugins are started: never on a worker, and not on the control thread.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -53,12 +52,13 @@ pub fn snapshot(parts: Parts) -> Result<Snapshot, NotStarted> {
     let known = Fleet { generation, models: config.models.keys().cloned().collect(), backends };
     let limits = &config.plugins.limits;
 
-    let started = Translator::start(&translator, &known, &settings(&config, &translator), limits, config.workers);
-    let translator = started.map_err(|refusal| NotStarted { version: Arc::clone(&translator), refusal })?;
+    let version = translator;
+    let not_started = |refusal| NotStarted { version: Arc::clone(&version), refusal };
+    let started = Translator::start(&version, &known, &settings(&config, &version), limits, config.workers);
+    let translator = started.map_err(not_started)?;
     let all: Vec<Arc<str>> = translator.catalog().iter().map(|name| name.as_str().into()).collect();
     // A name that fails here is asked for again by the worker that needs it, where the fault is counted.
-    let resolved = |name: &Arc<str>| Some((Arc::clone(name), translator.resolve(0, name).ok()?));
-    let routes: HashMap<_, _> = all.iter().filter_map(resolved).collect();
+    let routes = translator.routes(&all).map_err(not_started)?;
     let catalog: Vec<Arc<str>> = all.into_iter().filter(|name| !is_alias(name, routes.get(name), &fleet)).collect();
 
     let offered = Fleet { models: catalog.iter().map(ToString::to_string).collect(), ..known };

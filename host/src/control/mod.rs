@@ -2,9 +2,13 @@
 //!
 //! `run` brings the proxy up, then waits for what may change it (files, polls, faults, signals) and hands
 //! each to the one part that deals with it.
+//!
+//! Invariants:
+//! - The signals that end the process are heard beside everything else, from its first moment on.
 
 mod admin;
 mod build;
+mod drained;
 mod events;
 mod handed;
 mod notify;
@@ -17,6 +21,7 @@ mod status;
 mod successor;
 mod watch;
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,15 +30,16 @@ use std::sync::atomic::Ordering::Relaxed;
 use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch as phases};
-use tokio::task::LocalSet;
+use tokio::task::{LocalSet, spawn_blocking};
 use tokio::time::timeout;
 
 use crate::config::{Config, Timeouts};
-use crate::edge::{Door, Phase, Server, Shared, descriptors};
+use crate::edge::{Door, FaultReport, Phase, Server, Shared, descriptors};
 use crate::fleet::Queue;
 use crate::metrics::Metrics;
 pub use handed::Handed;
 pub use plugins::Plugins;
+use poll::FleetChanged;
 pub use reload::first_snapshot;
 use reload::{Change, Reload, log_warnings};
 pub use source::ConfigSource;
@@ -58,7 +64,10 @@ pub struct Listening {
 /// What keeps it from starting: configuration, plugins, addresses.
 pub fn run(config: Config, source: ConfigSource, handed: Handed, ready: impl FnOnce(Listening)) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    LocalSet::new().block_on(&runtime, serve(config, source, handed, ready))
+    let ended = LocalSet::new().block_on(&runtime, serve(config, source, handed, ready));
+    // The end waits for no plugin that is being started or compiled.
+    runtime.shutdown_background();
+    ended
 }
 
 async fn serve(
@@ -68,29 +77,80 @@ async fn serve(
     ready: impl FnOnce(Listening),
 ) -> anyhow::Result<()> {
     // Before anything else, so that a signal in the first moment ends the process in order too.
-    let mut signals = Signals::new()?;
+    let (mut ends, hangup) = (Ends::new()?, listen_for(SignalKind::hangup())?);
+    let (phase_in, phase) = phases::channel(Phase::Serving);
+    let started = tokio::select! {
+        () = ends.told() => return Ok(()),
+        started = start(config, source, handed, hangup) => started,
+    };
+    let Started { door, listening, mut reload, mut hints } = started?;
+    let (shared, status) = (Arc::clone(&hints.shared), Arc::clone(&reload.status));
+    let server = Server::start(door, &shared, &phase)?;
+    status.ready.store(true, Relaxed);
+    ready(listening);
+    notify::ready();
+
+    // What is being changed when the word comes is left as it is: nobody waits for a plugin to end the process.
+    tokio::select! {
+        () = ends.told() => {}
+        never = follow(&mut reload, &mut hints) => match never {},
+    }
+    drop(hints);
+    let timeouts = shared.snapshot.load().config.timeouts.clone();
+    status.events.ending();
+    notify::stopping();
+    status.ready.store(false, Relaxed);
+    end(server, &shared, &phase_in, &mut ends, &timeouts).await
+}
+
+/// What is there before the first request.
+struct Started {
+    door: Door,
+    listening: Listening,
+    reload: Reload,
+    hints: Hints,
+}
+
+/// What may change the proxy, as it comes.
+struct Hints {
+    shared: Arc<Shared>,
+    source: ConfigSource,
+    watch: Watch,
+    compiled: mpsc::UnboundedReceiver<()>,
+    faults: mpsc::UnboundedReceiver<FaultReport>,
+    changed: mpsc::UnboundedReceiver<FleetChanged>,
+    changes: mpsc::Receiver<Change>,
+    hangup: Signal,
+}
+
+/// Everything up to the first request, which a plugin may keep waiting; signals are heard meanwhile.
+async fn start(config: Config, source: ConfigSource, handed: Handed, hangup: Signal) -> anyhow::Result<Started> {
     descriptors::raise_limit();
     let (traffic, admin) = doors(&config, handed)?;
     let is_https = config.tls.is_some();
     let listening = Listening { traffic: traffic.address()?, is_https, admin: admin.address()? };
     log_warnings(&config);
 
-    let (faults_in, mut faults) = mpsc::unbounded_channel();
+    let (faults_in, faults) = mpsc::unbounded_channel();
     let (changed_in, mut changed) = mpsc::unbounded_channel();
-    let (phase_in, phase) = phases::channel(Phase::Serving);
     let workers = config.workers;
     let queue = Queue::new(config.queue.size, config.queue.bytes);
-    let (compiled_in, mut compiled) = mpsc::unbounded_channel();
-    // Where nobody listens any more, the process is ending.
-    let plugins = Plugins::load(&config, move || _ = compiled_in.send(()))?;
-    let snapshot = first_snapshot(config, &plugins, &queue)?;
+    let (compiled_in, compiled) = mpsc::unbounded_channel();
+    let line = Arc::clone(&queue);
+    let first = move || {
+        // Where nobody listens any more, the process is ending.
+        let plugins = Plugins::load(&config, move || _ = compiled_in.send(()))?;
+        let snapshot = first_snapshot(config, &plugins, &line)?;
+        anyhow::Ok((plugins, snapshot))
+    };
+    let (plugins, snapshot) = spawn_blocking(first).await??;
     let shared = Shared::new(snapshot, queue, Metrics::new(workers), faults_in, workers);
     let status = Status::new(&source.files());
-    let mut watch = Watch::new(watched(&shared, &source));
+    let watch = Watch::new(watched(&shared, &source));
     plugins.give_way();
     let mut reload = Reload::new(Arc::clone(&shared), source.clone(), plugins, Arc::clone(&status), changed_in);
     reload.publish();
-    let (changes_in, mut changes) = mpsc::channel(CHANGES);
+    let (changes_in, changes) = mpsc::channel(CHANGES);
     // Now that nothing is left that could fail: who connects from here on waits for a moment, or is served by the process
     // before this one.
     admin.open().and_then(|()| traffic.open()).context("cannot listen")?;
@@ -100,18 +160,20 @@ async fn serve(
     reload.ask_first(&shared.snapshot.load_full().fleet).await;
     while changed.try_recv().is_ok() {}
     reload.fleet_changed().await;
-    let server = Server::start(traffic, &shared, &phase)?;
-    status.ready.store(true, Relaxed);
-    ready(listening);
-    notify::ready();
+    let hints = Hints { shared, source, watch, compiled, faults, changed, changes, hangup };
+    Ok(Started { door: traffic, listening, reload, hints })
+}
 
+/// Hands each hint to the part that deals with it. One at a time, each to its end: some take as long as a plugin does.
+async fn follow(reload: &mut Reload, hints: &mut Hints) -> Infallible {
+    let Hints { shared, source, watch, compiled, faults, changed, changes, hangup } = hints;
     loop {
         tokio::select! {
             () = watch.changed() => {
                 reload.config_changed(false).await;
                 reload.plugins_changed().await;
                 reload.sweep();
-                watch.follow(watched(&shared, &source));
+                watch.follow(watched(shared, source));
             }
             Some(()) = compiled.recv() => {
                 while compiled.try_recv().is_ok() {}
@@ -123,20 +185,11 @@ async fn serve(
                 while changed.try_recv().is_ok() {}
                 reload.fleet_changed().await;
             }
-            Some(change) = changes.recv() => reload.change(together(change, &mut changes)).await,
-            () = reload.registration_ends() => expire(&mut reload, &mut changes).await,
-            signal = signals.next() => match signal {
-                Told::Reload => reload_all(&mut reload).await,
-                Told::End => break,
-            }
+            Some(change) = changes.recv() => reload.change(together(change, changes)).await,
+            () = reload.registration_ends() => expire(reload, changes).await,
+            Some(()) = hangup.recv() => reload_all(reload).await,
         }
     }
-    drop(changes);
-    let timeouts = shared.snapshot.load().config.timeouts.clone();
-    status.events.ending();
-    notify::stopping();
-    status.ready.store(false, Relaxed);
-    end(server, &shared, &phase_in, &mut signals, &timeouts).await
 }
 
 /// A registration was not renewed in time.
@@ -188,7 +241,7 @@ async fn end(
     server: Server,
     shared: &Shared,
     phase: &phases::Sender<Phase>,
-    signals: &mut Signals,
+    ends: &mut Ends,
     timeouts: &Timeouts,
 ) -> anyhow::Result<()> {
     shared.draining.store(true, Relaxed);
@@ -202,12 +255,12 @@ async fn end(
     let mut joined = tokio::task::spawn_blocking(move || server.join());
     let told_again = tokio::select! {
         () = in_order => false,
-        () = signals.ended() => true,
+        () = ends.told() => true,
     };
     let drained = !told_again
         && tokio::select! {
             joined = timeout(timeouts.drain, &mut joined) => joined.is_ok(),
-            () = signals.ended() => false,
+            () = ends.told() => false,
         };
     if !drained {
         tracing::warn!("cutting what remains");
@@ -217,39 +270,26 @@ async fn end(
     Ok(())
 }
 
-/// What a signal asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Told {
-    End,
-    Reload,
-}
-
-struct Signals {
+/// The signals that end the process.
+struct Ends {
     terminate: Signal,
     interrupt: Signal,
-    hangup: Signal,
 }
 
-impl Signals {
+impl Ends {
     fn new() -> anyhow::Result<Self> {
-        let of = |kind| signal(kind).context("cannot listen for signals");
-        Ok(Self {
-            terminate: of(SignalKind::terminate())?,
-            interrupt: of(SignalKind::interrupt())?,
-            hangup: of(SignalKind::hangup())?,
-        })
+        Ok(Self { terminate: listen_for(SignalKind::terminate())?, interrupt: listen_for(SignalKind::interrupt())? })
     }
 
-    async fn next(&mut self) -> Told {
+    /// Until one comes.
+    async fn told(&mut self) {
         tokio::select! {
-            _ = self.terminate.recv() => Told::End,
-            _ = self.interrupt.recv() => Told::End,
-            _ = self.hangup.recv() => Told::Reload,
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
         }
     }
+}
 
-    /// Until told to end.
-    async fn ended(&mut self) {
-        while self.next().await != Told::End {}
-    }
+fn listen_for(kind: SignalKind) -> anyhow::Result<Signal> {
+    signal(kind).context("cannot listen for signals")
 }

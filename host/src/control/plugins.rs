@@ -27,14 +27,14 @@ impl Plugins {
     ///
     /// # Errors
     /// Where wasmtime cannot work on this machine.
-    pub fn load(config: &Config, compiled: impl Fn() + Send + 'static) -> anyhow::Result<Self> {
+    pub fn load(config: &Config, compiled: impl Fn() + Send + Sync + 'static) -> anyhow::Result<Self> {
         let runtime = Runtime::new()?;
         let built_ins = runtime.built_ins();
         let compiler = Compiler::start(runtime, Some(Judge::this_program()?), compiled)?;
         let store = Store::new(&config.plugins.dir, built_ins);
         let plugins = Self { compiler: Arc::new(compiler), store: Arc::new(Mutex::new(store)) };
         plugins.scan(&config.plugins);
-        plugins.finish(&config.plugins, is_active(&config.plugins));
+        plugins.finish(&config.plugins, |name| config.plugins.is_active(name));
         Ok(plugins)
     }
 
@@ -122,12 +122,6 @@ fn nothing_runs(store: &Store, name: &str, dir: &Path) -> String {
         || format!("there is no plugin `{name}`: neither built in nor in {}", dir.display()),
         |why| format!("the plugin `{name}` cannot run: {why}"),
     )
-}
-
-/// Whether a name is one of those that the configuration sets to work.
-pub fn is_active(config: &config::Plugins) -> impl Fn(&str) -> bool {
-    let active = [config.policy.clone(), config.translator.clone()];
-    move |name| active.iter().any(|active| active == name)
 }
 
 /// A mistake that is not tied to a line.

@@ -4,7 +4,7 @@
 mod changes;
 mod fleet;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -15,7 +15,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
 use super::build::{self, NotStarted, Parts};
-use super::plugins::{Plugins, is_active, mistake};
+use super::plugins::{Plugins, mistake};
 use super::poll::{FleetChanged, Polling};
 use super::registered::Registered;
 use super::source::ConfigSource;
@@ -92,8 +92,6 @@ pub struct Reload {
     /// Removed backends that still hold requests.
     retired: Vec<Member>,
     registered: Registered,
-    /// Names of backends of the fleet that somebody wants empty.
-    drained: BTreeSet<String>,
     /// Earlier snapshots that workers may have: whoever lets go last frees plugin instances, and no worker has time for that.
     past: Vec<Arc<Snapshot>>,
     /// Recent faults, by plugin name and content.
@@ -118,7 +116,6 @@ impl Reload {
             polling: HashMap::new(),
             retired: Vec::new(),
             registered: Registered::default(),
-            drained: BTreeSet::new(),
             past: Vec::new(),
             changed,
             strikes: BTreeMap::new(),
@@ -164,7 +161,7 @@ impl Reload {
                 .with(move |plugins| {
                     plugins.store().reconsider();
                     plugins.scan(&new);
-                    plugins.finish(&new, is_active(&new));
+                    plugins.finish(&new, |name| new.is_active(name));
                 })
                 .await;
         }
@@ -187,7 +184,7 @@ impl Reload {
                 self.status.plugin_reloaded(&change.name, false);
             }
         }
-        let is_active = is_active(&config.plugins);
+        let is_active = |name: &str| config.plugins.is_active(name);
         if changes.iter().any(|change| is_active(&change.name) && matches!(change.what, What::Loaded(_) | What::Gone)) {
             self.swap_plugins().await;
         }

@@ -10,6 +10,7 @@ use std::time::SystemTime;
 use arc_swap::ArcSwap;
 use tokio::time::Instant;
 
+use super::drained::Drained;
 use super::events::Events;
 use crate::config::Mistakes;
 use crate::edge::Member;
@@ -25,6 +26,7 @@ pub struct Status {
     pub retired: ArcSwap<Vec<Member>>,
     /// Backends that were registered, and until when they are there; `None`: until they are deleted.
     pub registered: ArcSwap<BTreeMap<String, Option<Instant>>>,
+    pub drained: Drained,
     pub events: Events,
     /// Every backend has been polled once and workers accept.
     pub ready: AtomicBool,
@@ -78,6 +80,7 @@ impl Status {
             plugins: ArcSwap::default(),
             retired: ArcSwap::default(),
             registered: ArcSwap::default(),
+            drained: Drained::default(),
             events: Events::default(),
             ready: AtomicBool::new(false),
             started_at,

@@ -21,6 +21,11 @@ pub(super) const COMPONENT_MAX_BYTES: usize = 32 << 20;
 const INTERFACE: &str = "0.1";
 
 const CUSTOM_SECTION: u8 = 0;
+/// Of a component: a module, and a component in it.
+const MODULE_SECTION: u8 = 1;
+const COMPONENT_SECTION: u8 = 4;
+/// Of a module: what its functions do.
+const CODE_SECTION: u8 = 10;
 
 const HOW_TO_BUILD: &str = "build for wasm32-wasip2 or run `wasm-tools component new`";
 
@@ -32,6 +37,8 @@ pub struct Compiled {
     pub interface: String,
     /// What it imports, as the component names it.
     pub imports: Vec<String>,
+    /// Of its functions, in all its modules.
+    pub code_bytes: usize,
     pub(super) world: World,
 }
 
@@ -47,7 +54,7 @@ pub(super) fn compile(runtime: &Runtime, bytes: &[u8]) -> Result<Compiled, Refus
     check_imports(&imports)?;
     let linked = runtime.linker.instantiate_pre(&component);
     let linked = linked.map_err(|error| Refusal::new(Stage::Imports, format!("{error:#}")))?;
-    Ok(Compiled { kind, interface, imports, world: world(kind, linked)? })
+    Ok(Compiled { kind, interface, imports, code_bytes: code_bytes(bytes), world: world(kind, linked)? })
 }
 
 /// What tells a content from others for the compiler: its SHA-256 without the custom sections at the top, in which builds
@@ -122,6 +129,31 @@ fn split(mut sections: &[u8]) -> Option<Vec<&[u8]>> {
         sections = rest;
     }
     Some(all)
+}
+
+/// Size of the code of a component's functions, those of the components within it included.
+fn code_bytes(component: &[u8]) -> usize {
+    let (mut code, mut components) = (0, vec![component]);
+    while let Some(component) = components.pop() {
+        for (id, content) in contents(component) {
+            match id {
+                MODULE_SECTION => {
+                    let functions = contents(content).into_iter().filter(|(id, _)| *id == CODE_SECTION);
+                    code += functions.map(|(_, functions)| functions.len()).sum::<usize>();
+                }
+                COMPONENT_SECTION => components.push(content),
+                _ => {}
+            }
+        }
+    }
+    code
+}
+
+/// The sections behind a preamble: the id of each, and what stands behind its head.
+fn contents(bytes: &[u8]) -> Vec<(u8, &[u8])> {
+    let sections = bytes.get(8..).and_then(split).unwrap_or_default();
+    let content = |section: &[u8]| 1 + section.iter().skip(1).take_while(|&byte| byte & 0x80 != 0).count() + 1;
+    sections.into_iter().map(|section| (section[0], &section[content(section)..])).collect()
 }
 
 fn exports(runtime: &Runtime, component: &Component) -> Vec<String> {
@@ -243,6 +275,19 @@ mod tests {
         assert_ne!(key(&with(1, b"one")), key(&with(1, b"two")));
         assert_ne!(key(&Guest { pick: "unreachable", ..Guest::default() }.policy()), key(&plain));
         assert_ne!(key(b"\0asm\x0d\0\x01\0"), key(b"\0asm\x01\0\0\0"));
+    }
+
+    #[test]
+    fn code_is_what_functions_do_wherever_they_are() {
+        let of = |text: &str| code_bytes(&wat::parse_str(text).unwrap());
+        let module = "(core module (func nop nop nop nop) (data \"0123456789\"))";
+        let one = of(&format!("(component {module})"));
+        assert!((4..14).contains(&one), "{one}");
+        assert_eq!(of(&format!("(component {module} (component {module} (component {module})))")), 3 * one);
+        assert_eq!((of("(component)"), code_bytes(b""), code_bytes(b"\0asm\x0d\0\x01\0\x01\x7f")), (0, 0, 0));
+        let padded =
+            [&wat::parse_str(format!("(component {module})")).unwrap()[..], &[0, 0x80, 1, 1, b'x'], &[0; 126]].concat();
+        assert_eq!(code_bytes(&padded), one);
     }
 
     #[test]

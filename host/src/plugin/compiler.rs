@@ -1,15 +1,15 @@
-//! The thread that compiles, and what it has compiled.
+//! The threads that compile, and what they have compiled.
 //!
 //! Invariants:
-//! - One component is compiled at a time, on a thread that gives way to all others once the proxy serves.
+//! - One component is compiled at a time, on a thread that gives way to all others once the proxy serves; and beside it one that
+//!   somebody waits for, so that it waits for no other.
 //! - Nothing from outside the binary is compiled that the judge has not seen compiled.
 //! - What was compiled not long ago is not compiled again, under whatever name it comes.
 //! - An order that nobody waits for any more is not carried out.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::compile::{self, Compiled};
 use super::judge::{self, Judge};
@@ -32,60 +32,131 @@ pub type Job = Arc<OnceLock<Verdict>>;
 /// Takes orders, and has the results of the last ones.
 pub struct Compiler {
     pub runtime: Runtime,
-    orders: mpsc::Sender<Order>,
-    kept: Arc<Mutex<Kept>>,
-    gives_way: Arc<AtomicBool>,
+    shop: Arc<Shop>,
+}
+
+/// What the threads share with those who order.
+#[derive(Default)]
+struct Shop {
+    orders: Mutex<Orders>,
+    ordered: Condvar,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Default)]
+struct Orders {
+    /// In the order they came.
+    waiting: VecDeque<Order>,
+    gives_way: bool,
+    /// The compiler is gone: nobody orders any more.
+    is_over: bool,
 }
 
 struct Order {
     key: String,
     bytes: Vec<u8>,
     job: Job,
+    /// Somebody waits for it.
+    is_urgent: bool,
+}
+
+/// Which orders a thread takes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lane {
+    /// All of them, in turn.
+    Every,
+    Urgent,
 }
 
 impl Compiler {
-    /// Starts the thread. `made` is called after each order that was carried out. Without a judge everything is compiled
+    /// Starts the threads. `made` is called after each order that was carried out. Without a judge everything is compiled
     /// as it comes.
-    pub fn start(runtime: Runtime, judge: Option<Judge>, made: impl Fn() + Send + 'static) -> std::io::Result<Self> {
-        let (orders, ordered) = mpsc::channel::<Order>();
-        let (kept, gives_way) = (Arc::<Mutex<Kept>>::default(), Arc::<AtomicBool>::default());
-        let compiler =
-            Self { runtime: runtime.clone(), orders, kept: Arc::clone(&kept), gives_way: Arc::clone(&gives_way) };
-        let work = move || {
-            for Order { key, bytes, job } in ordered {
-                if Arc::strong_count(&job) == 1 {
-                    continue;
+    pub fn start(
+        runtime: Runtime,
+        judge: Option<Judge>,
+        made: impl Fn() + Send + Sync + 'static,
+    ) -> std::io::Result<Self> {
+        let shop = Arc::<Shop>::default();
+        let compiler = Self { runtime: runtime.clone(), shop: Arc::clone(&shop) };
+        let made = Arc::new(made);
+        for (name, lane) in [("plugin-compiler", Lane::Every), ("urgent-compiler", Lane::Urgent)] {
+            let (shop, runtime, judge, made) = (Arc::clone(&shop), runtime.clone(), judge.clone(), Arc::clone(&made));
+            let work = move || {
+                let mut is_nice = false;
+                while let Some((order, gives_way)) = shop.next(lane) {
+                    if gives_way && !std::mem::replace(&mut is_nice, true) {
+                        give_way();
+                    }
+                    shop.carry_out(order, &runtime, judge.as_ref());
+                    made();
                 }
-                if gives_way.swap(false, Ordering::Relaxed) {
-                    give_way();
-                }
-                let known = locked(&kept).find(&key);
-                let verdict = known.unwrap_or_else(|| verdict(&runtime, judge.as_ref(), &bytes));
-                locked(&kept).keep(key, bytes.len(), &verdict);
-                // Nobody else sets it.
-                let _ = job.set(verdict);
-                made();
-            }
-        };
-        std::thread::Builder::new().name("plugin-compiler".to_owned()).stack_size(judge::STACK_BYTES).spawn(work)?;
+            };
+            std::thread::Builder::new().name(name.to_owned()).stack_size(judge::STACK_BYTES).spawn(work)?;
+        }
         Ok(compiler)
     }
 
     /// From now on there is traffic that must not notice.
     pub fn give_way(&self) {
-        self.gives_way.store(true, Ordering::Relaxed);
+        locked(&self.shop.orders).gives_way = true;
     }
 
     /// Orders this content; known ones are there at once.
     pub(super) fn order(&self, bytes: Vec<u8>) -> Job {
         let key = compile::key(&bytes);
         let job = Job::default();
-        if let Some(verdict) = locked(&self.kept).find(&key) {
+        let known = locked(&self.shop.kept).find(&key);
+        if let Some(verdict) = known {
             let _ = job.set(verdict);
-        } else if self.orders.send(Order { key, bytes, job: Arc::clone(&job) }).is_err() {
-            let _ = job.set(Err(Refusal::new(Stage::Process, "the thread that compiles is gone")));
+        } else {
+            let order = Order { key, bytes, job: Arc::clone(&job), is_urgent: false };
+            locked(&self.shop.orders).waiting.push_back(order);
+            self.shop.ordered.notify_all();
         }
         job
+    }
+
+    /// Somebody waits for this: it is next.
+    pub(super) fn hurry(&self, job: &Job) {
+        let mut orders = locked(&self.shop.orders);
+        orders.waiting.iter_mut().filter(|order| Arc::ptr_eq(&order.job, job)).for_each(|order| order.is_urgent = true);
+        self.shop.ordered.notify_all();
+    }
+}
+
+impl Drop for Compiler {
+    fn drop(&mut self) {
+        locked(&self.shop.orders).is_over = true;
+        self.shop.ordered.notify_all();
+    }
+}
+
+impl Shop {
+    /// The next order for this lane, and whether there is traffic to give way to. Blocks until there is one; `None`: there will
+    /// be none any more.
+    fn next(&self, lane: Lane) -> Option<(Order, bool)> {
+        let mut orders = locked(&self.orders);
+        loop {
+            if orders.is_over {
+                return None;
+            }
+            // What nobody wants any more is forgotten.
+            orders.waiting.retain(|order| Arc::strong_count(&order.job) > 1);
+            let urgent = orders.waiting.iter().position(|order| order.is_urgent);
+            let first = (lane == Lane::Every && !orders.waiting.is_empty()).then_some(0);
+            if let Some(order) = urgent.or(first).and_then(|at| orders.waiting.remove(at)) {
+                return Some((order, orders.gives_way));
+            }
+            orders = self.ordered.wait(orders).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn carry_out(&self, Order { key, bytes, job, .. }: Order, runtime: &Runtime, judge: Option<&Judge>) {
+        let known = locked(&self.kept).find(&key);
+        let verdict = known.unwrap_or_else(|| verdict(runtime, judge, &bytes));
+        locked(&self.kept).keep(key, bytes.len(), &verdict);
+        // Nobody else sets it.
+        let _ = job.set(verdict);
     }
 }
 
@@ -131,6 +202,6 @@ impl Kept {
     }
 }
 
-fn locked(kept: &Mutex<Kept>) -> MutexGuard<'_, Kept> {
-    kept.lock().unwrap_or_else(PoisonError::into_inner)
+fn locked<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }

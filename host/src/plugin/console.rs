@@ -162,6 +162,24 @@ impl Console {
     }
 }
 
+/// The longest reason that is told of anything: enough for a sentence and what it speaks of, little enough for `/api/plugins`.
+const TOLD_MAX_BYTES: usize = 1 << 10;
+
+/// A reason in which words of a guest may be: legible, and cut.
+pub(super) fn told(text: &str) -> String {
+    let mut line = legible(text.as_bytes());
+    if line.len() > TOLD_MAX_BYTES {
+        line.truncate(line.floor_char_boundary(TOLD_MAX_BYTES));
+        line.push('…');
+    }
+    line
+}
+
+/// Whether a character could forge lines, drive a terminal, or have text read in another order than it is written.
+fn is_trick(char: char) -> bool {
+    char.is_control() || matches!(char, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
 /// A line of what a guest says: cut, and without control characters, which could forge lines or drive a terminal.
 pub(super) fn legible(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(&bytes[..bytes.len().min(LINE_MAX_BYTES)]);
@@ -169,7 +187,7 @@ pub(super) fn legible(bytes: &[u8]) -> String {
     for char in text.chars() {
         match char {
             '\t' => line.push(' '),
-            _ if char.is_control() => _ = write!(line, "{}", char.escape_default()),
+            _ if is_trick(char) => _ = write!(line, "{}", char.escape_default()),
             _ => line.push(char),
         }
     }

@@ -3,8 +3,8 @@
 //! Invariants:
 //! - One `Runtime` a process. Its epoch clock is a thread, never a task: a task can sit behind the very guest
 //!   it should stop.
-//! - Fuel is the limit of a call, for it counts work and not time; the epoch deadline is the second lock, for
-//!   work that fuel does not see.
+//! - Fuel is the limit of a call, for it counts work and not time; the deadline is the second lock, for work that fuel does not
+//!   see. It is one of processor time: what a guest waits for others on a busy machine is not held against it.
 //! - Only `.wasm` is ever loaded, never a precompiled file: that would be code of the host.
 
 use std::num::NonZeroUsize;
@@ -17,9 +17,10 @@ use wasmtime::{Config, Engine, ResourceLimiter};
 
 use super::version::Version;
 use super::wasi::{self, Guest};
-use super::{Kind, Refusal, compile};
+use super::{Kind, Refusal, Stage, compile};
+use crate::clock::thread_time;
 
-/// How often the epoch moves on. Deadlines are met within one of these.
+/// How often the epoch moves on: so often a call is looked at. Deadlines are met within two of these.
 const EPOCH_TICK: Duration = Duration::from_millis(10);
 /// A guest's stack. It lies on the stack of the worker thread (2 MiB); Rust, JavaScript and Python guests all
 /// run within it.
@@ -30,29 +31,68 @@ const BACKTRACE_FRAMES: Option<NonZeroUsize> = NonZeroUsize::new(16);
 /// What one call may use.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Allowance {
+    /// Of the guest; and as much again for what the host does for it.
     pub fuel: u64,
-    /// Epoch ticks until the deadline.
-    pub ticks: u64,
+    /// Processor time.
+    pub time: Duration,
     /// Bytes the guest may hand to the host in one answer, or in one call of a host function.
     pub answer_bytes: usize,
 }
 
 impl Allowance {
-    /// Instantiating, configuring, updating, trial calls: about 33 ms of work, 5 s in the worst case. An
-    /// answer has room for a catalog of 4,096 names.
-    pub const START: Self = Self { fuel: 200_000_000, ticks: ticks(Duration::from_secs(5)), answer_bytes: 2 << 20 };
+    /// Instantiating, configuring, updating, trial calls: about 33 ms of work. An answer has room for a catalog of
+    /// 4,096 names. What all of them may take together, `StartClock` says.
+    pub const START: Self = Self::call(200_000_000, 2 << 20);
 
-    /// A call on the request path. Its deadline is far off on purpose: it is a time on the wall, and on a machine
-    /// with nine threads a core calls of 30 µs were seen to take a second. At 100 ms each of them was a fault of
-    /// an innocent plugin every few seconds.
+    /// A call on the request path.
     pub const fn call(fuel: u64, answer_bytes: usize) -> Self {
-        Self { fuel, ticks: ticks(Duration::from_secs(2)), answer_bytes }
+        Self { fuel, time: time_for(fuel), answer_bytes }
     }
 }
 
-/// One tick more than the duration holds: the one that is running counts for nothing.
-const fn ticks(duration: Duration) -> u64 {
-    (duration.as_millis() / EPOCH_TICK.as_millis()) as u64 + 1
+/// Processor time of a call with no fuel to speak of: a thousand times what a pick takes, for the memory that the kernel gives
+/// meanwhile, and for a machine that is not all ours.
+const LEAST_TIME_NS: u64 = 5_000_000;
+/// A unit of fuel is worth a sixth of a nanosecond; on a slow machine, or where it is dear work, some times that.
+const NS_A_FUEL: u64 = 2;
+/// However much fuel is configured.
+const MOST_TIME_NS: u64 = 2_000_000_000;
+
+const fn time_for(fuel: u64) -> Duration {
+    let ns = fuel.saturating_mul(NS_A_FUEL).saturating_add(LEAST_TIME_NS);
+    Duration::from_nanos(if ns < MOST_TIME_NS { ns } else { MOST_TIME_NS })
+}
+
+/// Runs from when a plugin is begun to be started until all its instances are there, by the processor time of the thread that
+/// does so: however many calls that takes, and however many workers there are.
+#[derive(Clone, Copy)]
+pub(super) struct StartClock {
+    until: Duration,
+}
+
+impl StartClock {
+    /// A Rust plugin needs a millisecond, a Python one twenty for each worker.
+    const LONGEST: Duration = Duration::from_secs(5);
+
+    pub fn begin() -> Self {
+        Self { until: thread_time() + Self::LONGEST }
+    }
+
+    /// The time is up.
+    #[cfg(test)]
+    pub fn ended() -> Self {
+        Self { until: Duration::ZERO }
+    }
+
+    /// What the next call may use; refused at this stage where the time is up.
+    pub fn allowance(self, stage: Stage) -> Result<Allowance, Refusal> {
+        let left = self.until.saturating_sub(thread_time());
+        if left.is_zero() {
+            let reason = format!("starting it takes more than {:?} of processor time", Self::LONGEST);
+            return Err(Refusal::new(stage, reason));
+        }
+        Ok(Allowance { time: left.min(Allowance::START.time), ..Allowance::START })
+    }
 }
 
 /// The engine, its linker and its clock. Cloning is cheap and shares them.

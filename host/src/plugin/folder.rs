@@ -7,8 +7,10 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read as _};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
 
 use super::compile::COMPONENT_MAX_BYTES;
 use super::{Refusal, Stage};
@@ -67,6 +69,13 @@ fn plugin_name(file: &str) -> Option<String> {
     Some(name)
 }
 
+/// Opens a regular file. What else lies there, a pipe above all, is not waited for, nor read without an end.
+pub(super) fn open(path: &Path) -> io::Result<fs::File> {
+    let at_once = OFlags::NONBLOCK.bits().cast_signed();
+    let file = fs::File::options().read(true).custom_flags(at_once).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no regular file")) }
+}
+
 /// The content of the file; `None` where it changes meanwhile.
 pub(super) fn read(name: &str, path: &Path, stamp: Stamp) -> Result<Option<Vec<u8>>, Refusal> {
     if name.contains('?') {
@@ -81,7 +90,7 @@ pub(super) fn read(name: &str, path: &Path, stamp: Stamp) -> Result<Option<Vec<u
         ));
     }
     let mut bytes = Vec::new();
-    let file = fs::File::open(path).and_then(|file| file.take(max + 1).read_to_end(&mut bytes));
+    let file = open(path).and_then(|file| file.take(max + 1).read_to_end(&mut bytes));
     file.map_err(|error| Refusal::new(Stage::File, format!("it cannot be read: {error}")))?;
     let is_still = Stamp::of(path) == Some(stamp) && bytes.len() as u64 == stamp.size_bytes;
     Ok(is_still.then_some(bytes))

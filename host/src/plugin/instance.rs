@@ -8,6 +8,7 @@
 //!   what one that answers nonsense believes is not worth keeping.
 
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::time::Duration;
 
 use crossbeam_utils::CachePadded;
 use tokio::time::Instant;
@@ -15,10 +16,12 @@ use wasmtime::{Store, Trap, WasmBacktrace};
 use wasmtime_wasi::I32Exit;
 
 use super::bindings::{Fleet, Setup};
-use super::engine::Allowance;
+use super::console::told;
+use super::engine::{Allowance, StartClock};
 use super::version::Version;
 use super::wasi::{self, Guest};
 use super::{Fault, Refusal, Stage, is_model_name};
+use crate::clock::thread_time;
 use crate::config::PluginLimits;
 
 /// What a new instance is started with, now and whenever a slot is rebuilt.
@@ -65,13 +68,15 @@ impl Start {
     pub fn instance<W>(
         &self,
         engine: &wasmtime::Engine,
+        clock: StartClock,
         instantiate: impl FnOnce(&mut Store<Guest>) -> wasmtime::Result<W>,
     ) -> Result<Instance<W>, Refusal> {
         let mut store = Guest::store(engine, &self.version, self.limits.memory_bytes);
+        wasi::arm(&mut store, clock.allowance(Stage::Instantiate)?);
         let result = instantiate(&mut store);
         store.data_mut().console.end();
         match result {
-            Ok(world) => Ok(Instance { store, world }),
+            Ok(world) => Ok(Instance { store, world, clock, cost: Cost::default() }),
             Err(error) if store.data().bounds.denied => {
                 let allowed = self.limits.memory_bytes;
                 let reason =
@@ -83,8 +88,9 @@ impl Start {
     }
 }
 
-/// A script brings its interpreter along: QuickJS has 1.7 MiB, the others more; a compiled plugin has 60 KiB.
-const SCRIPT_BYTES: usize = 1 << 20;
+/// A script brings its interpreter along: JavaScript has 9 MiB of code, Python more; the largest built-in plugin has 133 KiB. What
+/// is no code makes no script: it could be nothing but zeros.
+const SCRIPT_CODE_BYTES: usize = 512 << 10;
 /// A pick takes JavaScript or Python 0.4 to 0.8 million units of fuel, and 3 million where garbage is collected. With
 /// the default this stops an endless loop after about 1.5 ms.
 const SCRIPT_FUEL: u64 = 50;
@@ -93,7 +99,7 @@ const SCRIPT_MEMORY: usize = 4;
 
 /// The configured limits are for compiled plugins; what is large enough to be a script has a multiple of them.
 fn limits_of(version: &Version, limits: PluginLimits) -> PluginLimits {
-    if version.size_bytes < SCRIPT_BYTES {
+    if version.code_bytes < SCRIPT_CODE_BYTES {
         return limits;
     }
     PluginLimits {
@@ -106,6 +112,19 @@ fn limits_of(version: &Version, limits: PluginLimits) -> PluginLimits {
 pub(super) struct Instance<W> {
     store: Store<Guest>,
     world: W,
+    /// For the calls before it is in use.
+    clock: StartClock,
+    /// Of the last of these.
+    cost: Cost,
+}
+
+/// What a call cost.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Cost {
+    /// Of the guest, and of what the host did for it.
+    pub fuel: u64,
+    /// Processor time.
+    pub time: Duration,
 }
 
 impl<W> Instance<W> {
@@ -118,7 +137,9 @@ impl<W> Instance<W> {
         wasi::arm(&mut self.store, allowance);
         let result = call(&self.world, &mut self.store);
         self.store.data_mut().console.end();
-        result.map_err(|error| fault(error, self.store.data()))
+        let answer = result.map_err(|error| fault(error, self.store.data()))?;
+        // Not every function of the host can end a call.
+        if self.store.data().purse.is_none() { Err(Fault::OutOfFuel) } else { Ok(answer) }
     }
 
     /// Calls it before it is in use: a fault refuses it, at this stage.
@@ -127,12 +148,29 @@ impl<W> Instance<W> {
         stage: Stage,
         call: impl FnOnce(&W, &mut Store<Guest>) -> wasmtime::Result<R>,
     ) -> Result<R, Refusal> {
-        self.call(Allowance::START, call).map_err(|fault| Refusal::new(stage, fault.to_string()))
+        let allowance = self.clock.allowance(stage)?;
+        let began = thread_time();
+        let answer = self.call(allowance, call).map_err(|fault| Refusal::new(stage, fault.to_string()))?;
+        let [left, purse] = [self.store.get_fuel().unwrap_or(0), self.store.data().purse.unwrap_or(0)];
+        self.cost = Cost { fuel: 2 * allowance.fuel - left - purse, time: thread_time().saturating_sub(began) };
+        Ok(answer)
     }
 
-    /// Fuel that the last call used, which had this allowance.
-    pub fn fuel_used(&self, allowance: Allowance) -> u64 {
-        allowance.fuel - self.store.get_fuel().unwrap_or(0)
+    /// Whether the last call before it is in use was one that at work would have ended well, too.
+    ///
+    /// # Errors
+    /// A refusal that begins with these words.
+    pub fn check_cost(&self, allowance: Allowance, what: &str, allowed_by: &str) -> Result<(), Refusal> {
+        let Cost { fuel, time } = self.cost;
+        if fuel > allowance.fuel {
+            let reason = format!("{what} takes {fuel} fuel, {allowed_by} allows {}", allowance.fuel);
+            return Err(Refusal::new(Stage::Trial, reason));
+        }
+        if time > allowance.time {
+            let reason = format!("{what} takes {time:?} of processor time, at most {:?} is given", allowance.time);
+            return Err(Refusal::new(Stage::Trial, reason));
+        }
+        Ok(())
     }
 }
 
@@ -140,6 +178,7 @@ impl<W> Instance<W> {
 fn fault(error: wasmtime::Error, guest: &Guest) -> Fault {
     match error.downcast_ref::<Trap>() {
         Some(Trap::OutOfFuel) => return Fault::OutOfFuel,
+        _ if guest.purse.is_none() => return Fault::OutOfFuel,
         Some(Trap::Interrupt) => return Fault::Deadline,
         _ if guest.bounds.denied => return Fault::Memory,
         _ => {}
@@ -148,11 +187,13 @@ fn fault(error: wasmtime::Error, guest: &Guest) -> Fault {
         Some(_) => "it left through `exit`".to_owned(),
         None => error.root_cause().to_string(),
     };
-    Fault::Trap(match (guest.console.said(), innermost(&error)) {
+    let text = match (guest.console.said(), innermost(&error)) {
         (Some(said), _) => format!("{cause}; it said: {said}"),
         (None, Some(place)) => format!("{cause} in {place}"),
         (None, None) => cause,
-    })
+    };
+    // The names are the guest's.
+    Fault::Trap(told(&text))
 }
 
 /// The functions in which it trapped, where the component has their names.
@@ -196,13 +237,17 @@ impl<W> Slots<W> {
             }
         };
         let Some(instance) = slot.as_mut() else { return Err(Fault::Away) };
-        let started = self.version.counters.call(shard).then(Instant::now);
-        let answer = instance.call(allowance, call).and_then(|answer| match check(&answer) {
+        let started = self.version.counters.call(shard).then(|| (Instant::now(), thread_time()));
+        let mut answer = instance.call(allowance, call).and_then(|answer| match check(&answer) {
             Ok(()) => Ok(answer),
-            Err(why) => Err(Fault::Nonsense(why)),
+            Err(why) => Err(Fault::Nonsense(told(&why))),
         });
-        if let Some(started) = started {
+        if let Some((started, began)) = started {
             self.version.counters.time(shard, started.elapsed());
+            // What ended before it was looked at: one that is always so slow is found out all the same.
+            if answer.is_ok() && thread_time().saturating_sub(began) > allowance.time {
+                answer = Err(Fault::Deadline);
+            }
         }
         if let Err(fault) = &answer {
             *slot = None;

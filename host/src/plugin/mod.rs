@@ -92,7 +92,7 @@ pub enum Fault {
     #[error("the call used up its fuel")]
     OutOfFuel,
     /// It took longer than any call may, with work that fuel does not see.
-    #[error("the call was still running at its deadline")]
+    #[error("the call took more processor time than a call may")]
     Deadline,
     /// It trapped after it was refused more memory.
     #[error("the call failed after it was refused more memory")]
@@ -188,13 +188,13 @@ impl Stage {
 pub struct Refusal {
     /// How far it came.
     pub stage: Stage,
-    /// What is wrong, and where it helps what would be right.
+    /// What is wrong, and where it helps what would be right: a line of bounded length, whatever of it the plugin said.
     pub reason: String,
 }
 
 impl Refusal {
     fn new(stage: Stage, reason: impl Into<String>) -> Self {
-        Self { stage, reason: reason.into() }
+        Self { stage, reason: console::told(&reason.into()) }
     }
 
     /// Whether it may be because not everything has been written yet.

@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::bindings::policy::{Policy as World, PolicyPre};
 use super::bindings::{Decision, Fleet, Request};
 use super::console::legible;
-use super::engine::Allowance;
+use super::engine::{Allowance, StartClock};
 use super::instance::{Instance, Slots, Start};
 use super::trial::{EXTREME, PLAIN, made_up_fleet, made_up_rows, rows};
 use super::version::{self, Version};
@@ -117,13 +117,12 @@ const REFUSING: std::ops::RangeInclusive<u16> = 400..=599;
 pub struct Policy {
     start: Start,
     columns: Vec<Column>,
-    allowance: Allowance,
     slots: Slots<World>,
 }
 
 impl Policy {
-    /// Starts an instance for each of `shards` workers and tries them. Blocks for milliseconds, and for seconds
-    /// where the guest is hostile: not on a worker.
+    /// Starts an instance for each of `shards` workers and tries them. Blocks for milliseconds, and for five seconds
+    /// of processor time where the guest is hostile: not on a worker.
     pub fn start(
         version: &Arc<Version>,
         fleet: &Fleet,
@@ -131,16 +130,19 @@ impl Policy {
         limits: &PluginLimits,
         shards: usize,
     ) -> Result<Self, Refusal> {
+        // A built-in one is compiled here, which is not its fault.
+        pre(version)?;
+        let clock = StartClock::begin();
         // What a version is fit for must not depend on who happens to be in the fleet today.
         let rehearsal = Start::new(version, &made_up_fleet(), settings, *limits, 1);
-        let (mut instance, columns) = new_instance(&rehearsal, 0)?;
+        let (mut instance, columns) = new_instance(&rehearsal, 0, clock)?;
         for rows in made_up_rows(columns.len()) {
             try_pick(&mut instance, &rows, columns.len(), &rehearsal.limits)?;
         }
         let start = Start::new(version, fleet, settings, *limits, shards);
-        let instances: Result<Vec<_>, _> = (0..shards).map(|shard| tried_instance(&start, shard, &columns)).collect();
-        let allowance = Allowance::call(start.limits.fuel, PICK_ANSWER_BYTES);
-        Ok(Self { slots: Slots::new(version, instances?), start, columns, allowance })
+        let instances: Result<Vec<_>, _> =
+            (0..shards).map(|shard| tried_instance(&start, shard, &columns, clock)).collect();
+        Ok(Self { slots: Slots::new(version, instances?), start, columns })
     }
 
     /// The version that runs.
@@ -160,14 +162,12 @@ impl Policy {
         debug_assert!(rows.len().is_multiple_of(1 + self.columns.len()));
         let candidates = rows.len() / (1 + self.columns.len());
         let call = |world: &World, store: &mut _| world.vision_proxy_plugin_balance().call_pick(store, *request, rows);
-        // The configured fuel is for fleets of some hundred; a policy that looks at each of thousands may.
-        let fuel = self.allowance.fuel.max(candidates as u64 * FUEL_A_CANDIDATE);
-        self.slots.call(shard, Allowance { fuel, ..self.allowance }, call, |&decision| check(decision, candidates))
+        self.slots.call(shard, allowance(&self.start.limits, candidates), call, |&decision| check(decision, candidates))
     }
 
     /// Fills the slot of this worker with a new, tried instance. Blocks: not on a worker.
     pub fn rebuild(&self, shard: usize) -> Result<(), Refusal> {
-        let instance = tried_instance(&self.start, shard, &self.columns)?;
+        let instance = tried_instance(&self.start, shard, &self.columns, StartClock::begin())?;
         self.slots.fill(shard, instance);
         Ok(())
     }
@@ -177,6 +177,11 @@ impl std::fmt::Debug for Policy {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.version().fmt(f)
     }
+}
+
+/// Of a pick among so many: the configured fuel is for fleets of some hundred; a policy that looks at each of thousands may.
+fn allowance(limits: &PluginLimits, candidates: usize) -> Allowance {
+    Allowance::call(limits.fuel.max(candidates as u64 * FUEL_A_CANDIDATE), PICK_ANSWER_BYTES)
 }
 
 fn check(decision: Decision, candidates: usize) -> Result<(), String> {
@@ -190,9 +195,9 @@ fn check(decision: Decision, candidates: usize) -> Result<(), String> {
 }
 
 /// An instance that is configured and knows the fleet, and the columns it asks for.
-fn new_instance(start: &Start, shard: usize) -> Result<(Instance<World>, Vec<Column>), Refusal> {
+fn new_instance(start: &Start, shard: usize, clock: StartClock) -> Result<(Instance<World>, Vec<Column>), Refusal> {
     let pre = pre(&start.version)?;
-    let mut instance = start.instance(pre.engine(), |store| pre.instantiate(store))?;
+    let mut instance = start.instance(pre.engine(), clock, |store| pre.instantiate(store))?;
     let setup = start.setup(shard);
     let configured = instance.start_call(Stage::Configure, |world, store| {
         world.vision_proxy_plugin_balance().call_configure(store, &setup)
@@ -206,8 +211,13 @@ fn new_instance(start: &Start, shard: usize) -> Result<(Instance<World>, Vec<Col
 }
 
 /// An instance for a slot, tried over the whole fleet with candidates that are equal and with some that differ.
-fn tried_instance(start: &Start, shard: usize, columns: &[Column]) -> Result<Instance<World>, Refusal> {
-    let (mut instance, own) = new_instance(start, shard)?;
+fn tried_instance(
+    start: &Start,
+    shard: usize,
+    columns: &[Column],
+    clock: StartClock,
+) -> Result<Instance<World>, Refusal> {
+    let (mut instance, own) = new_instance(start, shard, clock)?;
     if own != columns {
         return Err(Refusal::new(Stage::Configure, format!("instance {shard} asks for other columns than the first")));
     }
@@ -227,7 +237,7 @@ fn pre(version: &Version) -> Result<&PolicyPre<super::wasi::Guest>, Refusal> {
     }
 }
 
-/// Picks among these rows with a plain and with an extreme request, and again to see what the pick costs.
+/// Picks among these rows with a plain and with an extreme request, and again; the first may make what the others find.
 fn try_pick(
     instance: &mut Instance<World>,
     rows: &[u32],
@@ -235,17 +245,15 @@ fn try_pick(
     limits: &PluginLimits,
 ) -> Result<(), Refusal> {
     let candidates = rows.len() / (1 + columns);
-    for request in [PLAIN, EXTREME, PLAIN] {
+    for (at, request) in [PLAIN, EXTREME, PLAIN].into_iter().enumerate() {
         let decision = instance.start_call(Stage::Trial, |world, store| {
             world.vision_proxy_plugin_balance().call_pick(store, request, rows)
         })?;
         check(decision, candidates).map_err(|why| Refusal::new(Stage::Trial, Fault::Nonsense(why).to_string()))?;
-    }
-    let used = instance.fuel_used(Allowance::START);
-    if used > limits.fuel {
-        let allowed = limits.fuel;
-        let reason = format!("a pick among {candidates} takes {used} fuel, `plugins.limits.fuel` allows {allowed}");
-        return Err(Refusal::new(Stage::Trial, reason));
+        if at > 0 {
+            let pick = format!("a pick among {candidates}");
+            instance.check_cost(allowance(limits, candidates), &pick, "`plugins.limits.fuel`")?;
+        }
     }
     Ok(())
 }
@@ -256,8 +264,11 @@ mod tests {
 
     use tokio::time::Instant;
 
-    use super::super::guests::{Guest, LIMITS, built_ins, compiled, fleet, picking, request};
+    use super::super::guests::{
+        Guest, LIMITS, RANDOM_BYTES, STREAM, TIME, WAKING, built_ins, compiled, fleet, picking, request,
+    };
     use super::*;
+    use crate::clock::thread_time;
 
     const LOOP: &str = "(loop $for-ever (br $for-ever))";
 
@@ -313,6 +324,16 @@ mod tests {
     }
 
     #[test]
+    fn names_of_a_guest_forge_nothing_in_what_is_told_of_it() {
+        let name = format!("a\\n\\1b[31mforged\\e2\\80\\ae{}", "x".repeat(90_000));
+        let fields = format!("(func $odd (@name \"{name}\") unreachable)");
+        let guest = Guest { fields: &fields, configure: "(call $odd) unreachable", ..Guest::default() };
+        let refusal = start_guest(&guest).err().unwrap();
+        assert!(refusal.reason.contains(r"a\n\u{1b}[31mforged\u{202e}xxx"), "{refusal}");
+        assert!(refusal.reason.len() < 1_100, "{}", refusal.reason.len());
+    }
+
+    #[test]
     fn a_pick_refused_more_memory_that_then_gives_up_is_a_memory_fault() {
         let grow = "(loop $more (br_if $more (i32.ne (memory.grow (i32.const 16)) (i32.const -1)))) unreachable";
         assert_eq!(fault_on_seven(grow), Fault::Memory);
@@ -350,9 +371,67 @@ mod tests {
     fn what_fuel_does_not_stop_the_deadline_does() {
         let limits = PluginLimits { fuel: u64::MAX / 2, ..LIMITS };
         let policy = Policy::start(&on_seven(LOOP), &fleet(3), &Value::Null, &limits, 1).unwrap();
-        let started = Instant::now();
+        let began = thread_time();
         assert_eq!(policy.pick(0, &request(7), &[0, 1, 2]), Err(Fault::Deadline));
-        assert!(started.elapsed() >= Duration::from_secs(2), "{:?}", started.elapsed());
+        let took = thread_time() - began;
+        assert!((Duration::from_secs(2)..Duration::from_millis(2_200)).contains(&took), "{took:?}");
+    }
+
+    #[test]
+    fn a_pick_that_ends_too_late_is_no_pick_and_no_policy_at_the_trial() {
+        let version = picking("(global.get $ok)");
+        let policy = start(&version).unwrap();
+        let no_time = Allowance { time: Duration::ZERO, ..allowance(&LIMITS, 3) };
+        let pick = || {
+            let call = |world: &World, store: &mut _| {
+                world.vision_proxy_plugin_balance().call_pick(store, request(0), &[0, 1, 2])
+            };
+            policy.slots.call(0, no_time, call, |_| Ok(()))
+        };
+        assert_eq!(pick(), Err(Fault::Deadline), "the first call is a timed one");
+        policy.rebuild(0).unwrap();
+        for untimed in 1..64 {
+            assert_eq!(pick(), Ok(Decision::Pick(0)), "call {untimed}");
+        }
+        assert_eq!(pick(), Err(Fault::Deadline));
+        let instance = tried_instance(&policy.start, 0, &[], StartClock::begin()).unwrap();
+        let refusal = instance.check_cost(no_time, "a pick", "nobody").unwrap_err();
+        assert!(refusal.reason.contains("processor time"), "{refusal}");
+    }
+
+    #[test]
+    fn a_start_has_one_clock_however_many_calls_it_takes() {
+        let version = picking("(global.get $ok)");
+        let start = Start::new(&version, &fleet(3), &Value::Null, LIMITS, 2);
+        let refusal = new_instance(&start, 0, StartClock::ended()).err().unwrap();
+        assert_eq!(refusal.stage, Stage::Instantiate);
+        assert!(refusal.reason.contains("more than 5s of processor time"), "{refusal}");
+    }
+
+    #[test]
+    fn what_the_host_does_costs_fuel() {
+        let fields = "(global $left (mut i32) (i32.const 0))";
+        let asking = |times: u32| {
+            format!(
+                "(global.set $left (i32.const {times}))
+                (loop $more (call $ask)
+                  (global.set $left (i32.sub (global.get $left) (i32.const 1))) (br_if $more (global.get $left)))"
+            )
+        };
+        // Each of them far less than 200,000 fuel of the guest's own.
+        for (ask, few, many) in [(RANDOM_BYTES, 1, 4), (TIME, 30, 300), (WAKING, 30, 300), (STREAM, 30, 300)] {
+            let pick = |times| {
+                let body = asking(times);
+                format!("(if (i64.eq (local.get $sequence) (i64.const 7)) (then {body})) (global.get $ok)")
+            };
+            let policy = start_guest(&Guest { ask, fields, pick: &pick(few), ..Guest::default() }).unwrap();
+            assert_eq!(policy.pick(0, &request(7), &[0, 1, 2]), Ok(Decision::Pick(0)), "{ask}");
+            let policy = start_guest(&Guest { ask, fields, pick: &pick(many), ..Guest::default() }).unwrap();
+            assert_eq!(policy.pick(0, &request(7), &[0, 1, 2]), Err(Fault::OutOfFuel), "{ask}");
+            let always = format!("{} (global.get $ok)", asking(many));
+            let refusal = start_guest(&Guest { ask, fields, pick: &always, ..Guest::default() }).err().unwrap();
+            assert!(refusal.reason.contains("`plugins.limits.fuel` allows 200000"), "{refusal}");
+        }
     }
 
     #[test]
@@ -453,10 +532,13 @@ mod tests {
 
     #[test]
     fn a_component_as_large_as_a_script_has_limits_of_its_own() {
-        let ballast = format!("(data \"{}\")", "x".repeat(1 << 20));
-        let guest = |pages| Guest { fields: &ballast, pages, ..Guest::default() };
+        let code = format!("(func {})", "(f64.const 1) drop ".repeat(60_000));
+        let guest = |pages| Guest { fields: &code, pages, ..Guest::default() };
         assert!(start_guest(&guest(1024)).is_ok());
         assert!(start_guest(&guest(1025)).err().unwrap().reason.contains("67108864"));
+        let ballast = format!("(data \"{}\")", "x".repeat(1 << 20));
+        let large = Guest { fields: &ballast, pages: 257, ..Guest::default() };
+        assert!(start_guest(&large).err().unwrap().reason.contains("16777216"), "what is no code makes no script");
     }
 
     #[test]

@@ -3,13 +3,12 @@
 //! Invariants:
 //! - A signature is one that `minisign -V` takes, over the whole file, and lies beside it: `NAME.wasm.minisig` for `NAME.wasm`. It says nothing of the name.
 
-use std::fs;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use minisign_verify::{Error, PublicKey, Signature};
 
-use super::{Refusal, Stage};
+use super::{Refusal, Stage, folder};
 
 /// A signature has four lines; comments may be long, but not this long.
 const SIGNATURE_MAX_BYTES: u64 = 16 << 10;
@@ -30,7 +29,7 @@ pub(super) fn signer(file: &Path, bytes: &[u8], trusted_keys: &[String]) -> Resu
     let path = beside(file);
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut text = String::new();
-    let read = fs::File::open(&path).and_then(|file| file.take(SIGNATURE_MAX_BYTES).read_to_string(&mut text));
+    let read = folder::open(&path).and_then(|file| file.take(SIGNATURE_MAX_BYTES).read_to_string(&mut text));
     read.map_err(|error| no(format!("`plugins.trusted_keys` wants a signature, and {name} cannot be read: {error}")))?;
     let signature =
         Signature::decode(&text).map_err(|error| no(format!("{name} is no signature of minisign: {error}")))?;

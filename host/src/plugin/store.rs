@@ -122,6 +122,9 @@ impl Store {
                 Some(path) => shelf.look(compiler, name, path, now),
                 None => Vec::from_iter(shelf.lost(&compiler.runtime)),
             };
+            if let Some(job) = shelf.ordered().filter(|_| rules.is_active(name)) {
+                compiler.hurry(job);
+            }
             let current = shelf.current();
             let loaded = (current.map(|version| version.generation) != before)
                 .then(|| current.map_or(What::Gone, |version| What::Loaded(Arc::clone(version))));
@@ -486,6 +489,29 @@ mod tests {
         link(&bench, "..second.wasm");
         assert_eq!(bench.scan(), ["linked loaded from file"]);
         assert_eq!(bench.sha256("linked"), Some(sha256(&policy(2))));
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_neither_waited_for_nor_read() {
+        let mut bench = Bench::new();
+        let pipe = |path: &Path| assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
+        let refused = |path: &Path| folder::open(path).unwrap_err().to_string();
+        pipe(&bench.path("pipe"));
+        std::os::unix::fs::symlink("/dev/zero", bench.path("zeros")).unwrap();
+        fs::create_dir(bench.path("folder")).unwrap();
+        for name in ["pipe", "zeros", "folder"] {
+            assert_eq!(refused(&bench.path(name)), "it is no regular file");
+        }
+        bench.put("mine", &policy(1));
+        pipe(&super::super::signature::beside(&bench.path("mine")));
+        assert_eq!(bench.scan(), ["mine loaded from file"]);
+        bench.rules.trusted_keys = vec!["no key".to_owned()];
+        assert_eq!(bench.scan(), ["mine gone"]);
+        assert!(
+            bench.rows()[0].contains("mine.wasm.minisig cannot be read: it is no regular file"),
+            "{:?}",
+            bench.rows()
+        );
     }
 
     #[test]

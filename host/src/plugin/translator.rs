@@ -5,7 +5,7 @@
 //!   can stand in a request.
 //! - The catalog is asked for once, at the start: it cannot change until fleet or plugin do.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::bindings::translator::{Translator as World, TranslatorPre};
 use super::bindings::{Fleet, Route};
 use super::console::legible;
-use super::engine::Allowance;
+use super::engine::{Allowance, StartClock};
 use super::instance::{Instance, Slots, Start};
 use super::trial::made_up_fleet;
 use super::version::{self, Version};
@@ -38,12 +38,13 @@ pub struct Translator {
     start: Start,
     catalog: Vec<String>,
     allowance: Allowance,
+    clock: StartClock,
     slots: Slots<World>,
 }
 
 impl Translator {
-    /// Starts an instance for each of `shards` workers and tries them. Blocks for milliseconds, and for seconds
-    /// where the guest is hostile: not on a worker.
+    /// Starts an instance for each of `shards` workers and tries them. Blocks for milliseconds, and for five seconds
+    /// of processor time where the guest is hostile: not on a worker.
     pub fn start(
         version: &Arc<Version>,
         fleet: &Fleet,
@@ -51,19 +52,22 @@ impl Translator {
         limits: &PluginLimits,
         shards: usize,
     ) -> Result<Self, Refusal> {
+        // A built-in one is compiled here, which is not its fault.
+        pre(version)?;
+        let clock = StartClock::begin();
         let rehearsal = Start::new(version, &made_up_fleet(), settings, *limits, 1);
-        tried_instance(&rehearsal, 0, allowance(&rehearsal))?;
+        tried_instance(&rehearsal, 0, allowance(&rehearsal), clock)?;
         let start = Start::new(version, fleet, settings, *limits, shards);
         let allowance = allowance(&start);
         let mut instances =
-            (0..shards).map(|shard| tried_instance(&start, shard, allowance)).collect::<Result<Vec<_>, _>>()?;
+            (0..shards).map(|shard| tried_instance(&start, shard, allowance, clock)).collect::<Result<Vec<_>, _>>()?;
         let names = match instances.first_mut() {
             Some(first) => first
                 .start_call(Stage::Trial, |world, store| world.vision_proxy_plugin_translate().call_catalog(store))?,
             None => Vec::new(),
         };
         let catalog = listable(&version.name, names);
-        Ok(Self { slots: Slots::new(version, instances), start, catalog, allowance })
+        Ok(Self { slots: Slots::new(version, instances), start, catalog, allowance, clock })
     }
 
     /// The version that runs.
@@ -74,6 +78,22 @@ impl Translator {
     /// The public names, in the order they are to be listed.
     pub fn catalog(&self) -> &[String] {
         &self.catalog
+    }
+
+    /// Who serves each of these names; a name that fails is left out. For the thread that started it, in what is left of the
+    /// time for that.
+    ///
+    /// # Errors
+    /// The time is up.
+    pub fn routes(&self, names: &[Arc<str>]) -> Result<HashMap<Arc<str>, Vec<Route>>, Refusal> {
+        let mut routes = HashMap::new();
+        for name in names {
+            self.clock.allowance(Stage::Trial)?;
+            if let Ok(found) = self.resolve(0, name) {
+                routes.insert(Arc::clone(name), found);
+            }
+        }
+        Ok(routes)
     }
 
     /// Who serves this public name, and under what name; nobody serves one that is no model name at all.
@@ -89,7 +109,7 @@ impl Translator {
 
     /// Fills the slot of this worker with a new, tried instance. Blocks: not on a worker.
     pub fn rebuild(&self, shard: usize) -> Result<(), Refusal> {
-        let instance = tried_instance(&self.start, shard, self.allowance)?;
+        let instance = tried_instance(&self.start, shard, self.allowance, StartClock::begin())?;
         self.slots.fill(shard, instance);
         Ok(())
     }
@@ -144,9 +164,14 @@ fn listable(plugin: &str, names: Vec<String>) -> Vec<String> {
 }
 
 /// An instance that is configured, knows the fleet, and has resolved some names.
-fn tried_instance(start: &Start, shard: usize, allowance: Allowance) -> Result<Instance<World>, Refusal> {
+fn tried_instance(
+    start: &Start,
+    shard: usize,
+    allowance: Allowance,
+    clock: StartClock,
+) -> Result<Instance<World>, Refusal> {
     let pre = pre(&start.version)?;
-    let mut instance = start.instance(pre.engine(), |store| pre.instantiate(store))?;
+    let mut instance = start.instance(pre.engine(), clock, |store| pre.instantiate(store))?;
     let setup = start.setup(shard);
     let configured = instance.start_call(Stage::Configure, |world, store| {
         world.vision_proxy_plugin_translate().call_configure(store, &setup)
@@ -172,15 +197,7 @@ fn try_resolve(
     let call = |world: &World, store: &mut _| world.vision_proxy_plugin_translate().call_resolve(store, model);
     let routes = instance.start_call(Stage::Trial, call)?;
     check(&routes, backends).map_err(|why| Refusal::new(Stage::Trial, Fault::Nonsense(why).to_string()))?;
-    let used = instance.fuel_used(Allowance::START);
-    if used > allowance.fuel {
-        let allowed = allowance.fuel;
-        return Err(Refusal::new(
-            Stage::Trial,
-            format!("resolving a name takes {used} fuel, {allowed} are allowed for this fleet"),
-        ));
-    }
-    Ok(())
+    instance.check_cost(allowance, "resolving a name", "this fleet")
 }
 
 fn pre(version: &Version) -> Result<&TranslatorPre<super::wasi::Guest>, Refusal> {

@@ -52,6 +52,8 @@ pub struct Version {
     pub sha256: String,
     /// Size of the component.
     pub size_bytes: usize,
+    /// Of that, the code of its functions; of a built-in one this is not told.
+    pub code_bytes: usize,
     /// The version of the interface it was built for.
     pub interface: String,
     /// What it imports, as the component names it; of a built-in one this is not told.
@@ -81,11 +83,11 @@ pub(super) enum World {
 impl Version {
     /// A new version of this content.
     pub(super) fn new(runtime: &Runtime, name: &str, sha256: String, size_bytes: usize, compiled: &Compiled) -> Self {
-        let Compiled { kind, interface, imports, world } = compiled;
+        let Compiled { kind, interface, imports, code_bytes, world } = compiled;
         let world = world.clone();
         let (sort, code) = ((*kind, Source::File), LazyLock::new(Box::new(|| Ok(world)) as _));
-        let (interface, imports) = (interface.clone(), imports.clone());
-        Self { sha256, size_bytes, interface, imports, ..Self::of(runtime, name, sort, code) }
+        let (interface, imports, code_bytes) = (interface.clone(), imports.clone(), *code_bytes);
+        Self { sha256, size_bytes, code_bytes, interface, imports, ..Self::of(runtime, name, sort, code) }
     }
 
     /// One that is part of the binary. It is what this says it is, and compiled when it is first started.
@@ -105,6 +107,7 @@ impl Version {
             source,
             sha256: String::new(),
             size_bytes: 0,
+            code_bytes: 0,
             interface: BUILT_IN_INTERFACE.to_owned(),
             imports: Vec::new(),
             generation: runtime.next_generation(),
@@ -141,6 +144,7 @@ impl Version {
             source: self.source,
             sha256: self.sha256.clone(),
             size_bytes: self.size_bytes,
+            code_bytes: self.code_bytes,
             interface: self.interface.clone(),
             imports: self.imports.clone(),
             generation: runtime.next_generation(),

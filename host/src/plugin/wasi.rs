@@ -6,13 +6,15 @@
 //!   that sleeps goes on at once.
 //! - There is no file, socket, variable or argument. `wasi:filesystem` is only there because many libraries import
 //!   it: without a first directory none of its functions can be reached.
+//! - What the host does for a guest costs it fuel, about as much as the guest could have had for the same time.
 //! - An import that is not on the list refuses the component by name, before anything is linked.
 //! - An instance has a context of its own.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use wasmtime::component::{HasSelf, Linker, Resource, ResourceTable, ResourceType};
-use wasmtime::{Engine, Store, StoreContextMut};
+use wasmtime::{Engine, Store, StoreContextMut, Trap, UpdateDeadline};
 use wasmtime_wasi::cli::{WasiCli, WasiCliView as _};
 use wasmtime_wasi::clocks::{WasiClocks, WasiClocksView as _};
 use wasmtime_wasi::filesystem::{WasiFilesystem, WasiFilesystemView as _};
@@ -26,6 +28,7 @@ use super::bindings::host;
 use super::console::Console;
 use super::engine::{Allowance, Bounds};
 use super::version::Version;
+use crate::clock::thread_time;
 
 /// What may be imported, without the version. `*` stands for the rest of a name.
 const ALLOWED: [&str; 11] = [
@@ -44,6 +47,16 @@ const ALLOWED: [&str; 11] = [
 /// Random bytes in one call. Making them is work that fuel does not see; Python's 2,500 for a seed are the most that a
 /// guest was seen to want.
 const RANDOM_MAX_BYTES: u64 = 4 << 10;
+/// Of fuel a guest gets six units of work a nanosecond. What a function of the host costs at least: the way there and back …
+const CALL_FUEL: u64 = 500;
+/// … with something made that has to be kept and dropped; clocks make some, too …
+const RESOURCE_FUEL: u64 = 1_500;
+/// … for a random byte …
+const RANDOM_BYTE_FUEL: u64 = 20;
+/// … a byte for the log …
+const LOG_BYTE_FUEL: u64 = 10;
+/// … and something that is polled.
+const POLLED_FUEL: u64 = 250;
 /// Resources alive at once. Guests hold their three streams and now and then a pollable.
 const HANDLES: usize = 64;
 /// What one write may carry, as `check-write` announces it.
@@ -72,23 +85,25 @@ pub(super) fn linker(engine: &Engine) -> wasmtime::Result<Linker<Guest>> {
     poll::add_to_linker::<_, HasSelf<Guest>>(l, |guest| guest)?;
     streams::add_to_linker::<_, HasSelf<Guest>>(l, |guest| guest)?;
     link_io_error(l)?;
-    clocks::wall_clock::add_to_linker::<_, WasiClocks>(l, Guest::clocks)?;
-    clocks::monotonic_clock::add_to_linker::<_, WasiClocks>(l, Guest::clocks)?;
-    random::random::add_to_linker::<_, WasiRandom>(l, Guest::random)?;
-    random::insecure::add_to_linker::<_, WasiRandom>(l, Guest::random)?;
-    random::insecure_seed::add_to_linker::<_, WasiRandom>(l, Guest::random)?;
-    cli::exit::add_to_linker::<_, WasiCli>(l, Guest::cli)?;
-    cli::environment::add_to_linker::<_, WasiCli>(l, Guest::cli)?;
-    cli::stdin::add_to_linker::<_, WasiCli>(l, Guest::cli)?;
-    cli::stdout::add_to_linker::<_, WasiCli>(l, Guest::cli)?;
-    cli::stderr::add_to_linker::<_, WasiCli>(l, Guest::cli)?;
-    cli::terminal_input::add_to_linker::<_, WasiCli>(l, Guest::cli)?;
-    cli::terminal_output::add_to_linker::<_, WasiCli>(l, Guest::cli)?;
-    cli::terminal_stdin::add_to_linker::<_, WasiCli>(l, Guest::cli)?;
-    cli::terminal_stdout::add_to_linker::<_, WasiCli>(l, Guest::cli)?;
-    cli::terminal_stderr::add_to_linker::<_, WasiCli>(l, Guest::cli)?;
-    filesystem::preopens::add_to_linker::<_, WasiFilesystem>(l, Guest::filesystem)?;
-    wasmtime_wasi::p2::bindings::sync::filesystem::types::add_to_linker::<_, WasiFilesystem>(l, Guest::filesystem)?;
+    clocks::wall_clock::add_to_linker::<_, WasiClocks>(l, |guest| guest.paid(RESOURCE_FUEL).clocks())?;
+    clocks::monotonic_clock::add_to_linker::<_, WasiClocks>(l, |guest| guest.paid(RESOURCE_FUEL).clocks())?;
+    random::random::add_to_linker::<_, HasSelf<Guest>>(l, |guest| guest)?;
+    random::insecure::add_to_linker::<_, HasSelf<Guest>>(l, |guest| guest)?;
+    random::insecure_seed::add_to_linker::<_, WasiRandom>(l, |guest| guest.paid(CALL_FUEL).random())?;
+    cli::exit::add_to_linker::<_, WasiCli>(l, |guest| guest.paid(CALL_FUEL).cli())?;
+    cli::environment::add_to_linker::<_, WasiCli>(l, |guest| guest.paid(CALL_FUEL).cli())?;
+    cli::stdin::add_to_linker::<_, WasiCli>(l, |guest| guest.paid(RESOURCE_FUEL).cli())?;
+    cli::stdout::add_to_linker::<_, WasiCli>(l, |guest| guest.paid(RESOURCE_FUEL).cli())?;
+    cli::stderr::add_to_linker::<_, WasiCli>(l, |guest| guest.paid(RESOURCE_FUEL).cli())?;
+    cli::terminal_input::add_to_linker::<_, WasiCli>(l, |guest| guest.paid(CALL_FUEL).cli())?;
+    cli::terminal_output::add_to_linker::<_, WasiCli>(l, |guest| guest.paid(CALL_FUEL).cli())?;
+    cli::terminal_stdin::add_to_linker::<_, WasiCli>(l, |guest| guest.paid(CALL_FUEL).cli())?;
+    cli::terminal_stdout::add_to_linker::<_, WasiCli>(l, |guest| guest.paid(CALL_FUEL).cli())?;
+    cli::terminal_stderr::add_to_linker::<_, WasiCli>(l, |guest| guest.paid(CALL_FUEL).cli())?;
+    filesystem::preopens::add_to_linker::<_, WasiFilesystem>(l, |guest| guest.paid(CALL_FUEL).filesystem())?;
+    wasmtime_wasi::p2::bindings::sync::filesystem::types::add_to_linker::<_, WasiFilesystem>(l, |guest| {
+        guest.paid(CALL_FUEL).filesystem()
+    })?;
     Ok(linker)
 }
 
@@ -107,10 +122,29 @@ pub(super) struct Guest {
     wasi: WasiCtx,
     pub bounds: Bounds,
     pub console: Console,
+    /// Fuel that is left for what the host does in this call; `None` where it was not enough.
+    pub purse: Option<u64>,
+    clock: CallClock,
+}
+
+/// The deadline of a call.
+#[derive(Default)]
+struct CallClock {
+    allowed: Duration,
+    /// Processor time of the thread when the call was first looked at.
+    first: Option<Duration>,
+}
+
+impl CallClock {
+    /// The epoch has moved on while the guest was running.
+    fn is_over(&mut self) -> bool {
+        let now = thread_time();
+        now.saturating_sub(*self.first.get_or_insert(now)) > self.allowed
+    }
 }
 
 impl Guest {
-    /// An empty store, armed for starting an instance in it.
+    /// An empty store.
     pub fn store(engine: &Engine, version: &Version, memory_bytes: usize) -> Store<Self> {
         let guest = Self {
             table: ResourceTable::new(),
@@ -118,12 +152,29 @@ impl Guest {
             wasi: WasiCtx::builder().max_random_size(RANDOM_MAX_BYTES).build(),
             bounds: Bounds::new(memory_bytes),
             console: Console::new(Arc::clone(&version.log)),
+            purse: None,
+            clock: CallClock::default(),
         };
         let mut store = Store::new(engine, guest);
         store.limiter(|guest| &mut guest.bounds);
         store.set_max_component_handles(HANDLES);
-        arm(&mut store, Allowance::START);
+        store.epoch_deadline_callback(|mut store| {
+            let guest = store.data_mut();
+            let is_over = guest.purse.is_none() || guest.clock.is_over();
+            Ok(if is_over { UpdateDeadline::Interrupt } else { UpdateDeadline::Continue(1) })
+        });
         store
+    }
+
+    /// Pays for what the host does. Fails where the fuel for that is used up.
+    fn pay(&mut self, fuel: u64) -> wasmtime::Result<()> {
+        self.paid(fuel).purse.map(drop).ok_or_else(|| Trap::OutOfFuel.into())
+    }
+
+    /// The same for functions that are not ours. Where the fuel is used up the call ends a little later.
+    fn paid(&mut self, fuel: u64) -> &mut Self {
+        self.purse = self.purse.and_then(|purse| purse.checked_sub(fuel));
+        self
     }
 }
 
@@ -132,10 +183,12 @@ pub(super) fn arm(store: &mut Store<Guest>, allowance: Allowance) {
     // Fails only in an engine that counts no fuel; then the epoch still stops what should be stopped.
     let counts_fuel = store.set_fuel(allowance.fuel).is_ok();
     debug_assert!(counts_fuel);
-    store.set_epoch_deadline(allowance.ticks);
+    store.set_epoch_deadline(1);
     store.set_hostcall_fuel(allowance.answer_bytes);
     let guest = store.data_mut();
     guest.bounds.denied = false;
+    guest.purse = Some(allowance.fuel);
+    guest.clock = CallClock { allowed: allowance.time, first: None };
     guest.console.begin();
 }
 
@@ -147,15 +200,41 @@ impl WasiView for Guest {
 
 impl host::Host for Guest {
     fn log(&mut self, level: host::Level, message: String) -> wasmtime::Result<()> {
+        self.pay(CALL_FUEL + LOG_BYTE_FUEL * message.len() as u64)?;
         self.console.log(level, &message)
     }
 }
 
 impl super::bindings::types::Host for Guest {}
 
+impl random::random::Host for Guest {
+    fn get_random_bytes(&mut self, length: u64) -> wasmtime::Result<Vec<u8>> {
+        self.pay(CALL_FUEL + RANDOM_BYTE_FUEL.saturating_mul(length))?;
+        random::random::Host::get_random_bytes(self.random(), length)
+    }
+
+    fn get_random_u64(&mut self) -> wasmtime::Result<u64> {
+        self.pay(CALL_FUEL)?;
+        random::random::Host::get_random_u64(self.random())
+    }
+}
+
+impl random::insecure::Host for Guest {
+    fn get_insecure_random_bytes(&mut self, length: u64) -> wasmtime::Result<Vec<u8>> {
+        self.pay(CALL_FUEL + RANDOM_BYTE_FUEL.saturating_mul(length))?;
+        random::insecure::Host::get_insecure_random_bytes(self.random(), length)
+    }
+
+    fn get_insecure_random_u64(&mut self) -> wasmtime::Result<u64> {
+        self.pay(CALL_FUEL)?;
+        random::insecure::Host::get_insecure_random_u64(self.random())
+    }
+}
+
 /// Everything is ready, always.
 impl poll::Host for Guest {
     fn poll(&mut self, pollables: Vec<Resource<DynPollable>>) -> wasmtime::Result<Vec<u32>> {
+        self.pay(CALL_FUEL + POLLED_FUEL * pollables.len() as u64)?;
         wasmtime::ensure!(!pollables.is_empty(), "it polled nothing");
         Ok((0..).take(pollables.len()).collect())
     }
@@ -163,14 +242,16 @@ impl poll::Host for Guest {
 
 impl poll::HostPollable for Guest {
     fn ready(&mut self, _: Resource<DynPollable>) -> wasmtime::Result<bool> {
+        self.pay(CALL_FUEL)?;
         Ok(true)
     }
 
     fn block(&mut self, _: Resource<DynPollable>) -> wasmtime::Result<()> {
-        Ok(())
+        self.pay(CALL_FUEL)
     }
 
     fn drop(&mut self, pollable: Resource<DynPollable>) -> wasmtime::Result<()> {
+        self.pay(CALL_FUEL)?;
         poll::HostPollable::drop(&mut self.table, pollable)
     }
 }
@@ -184,26 +265,32 @@ impl streams::Host for Guest {
 /// The only input is stdin, and it is at its end.
 impl streams::HostInputStream for Guest {
     fn read(&mut self, _: Resource<DynInputStream>, _: u64) -> StreamResult<Vec<u8>> {
+        self.pay(CALL_FUEL).map_err(StreamError::Trap)?;
         Err(StreamError::Closed)
     }
 
     fn blocking_read(&mut self, _: Resource<DynInputStream>, _: u64) -> StreamResult<Vec<u8>> {
+        self.pay(CALL_FUEL).map_err(StreamError::Trap)?;
         Err(StreamError::Closed)
     }
 
     fn skip(&mut self, _: Resource<DynInputStream>, _: u64) -> StreamResult<u64> {
+        self.pay(CALL_FUEL).map_err(StreamError::Trap)?;
         Err(StreamError::Closed)
     }
 
     fn blocking_skip(&mut self, _: Resource<DynInputStream>, _: u64) -> StreamResult<u64> {
+        self.pay(CALL_FUEL).map_err(StreamError::Trap)?;
         Err(StreamError::Closed)
     }
 
     fn subscribe(&mut self, stream: Resource<DynInputStream>) -> wasmtime::Result<Resource<DynPollable>> {
+        self.pay(RESOURCE_FUEL)?;
         streams::HostInputStream::subscribe(&mut self.table, stream)
     }
 
     fn drop(&mut self, stream: Resource<DynInputStream>) -> wasmtime::Result<()> {
+        self.pay(CALL_FUEL)?;
         self.table.delete(stream)?;
         Ok(())
     }
@@ -212,10 +299,12 @@ impl streams::HostInputStream for Guest {
 /// The only outputs are stdout and stderr, and both are the console.
 impl streams::HostOutputStream for Guest {
     fn check_write(&mut self, _: Resource<DynOutputStream>) -> StreamResult<u64> {
+        self.pay(CALL_FUEL).map_err(StreamError::Trap)?;
         Ok(WRITE_BYTES)
     }
 
     fn write(&mut self, _: Resource<DynOutputStream>, bytes: Vec<u8>) -> StreamResult<()> {
+        self.pay(CALL_FUEL + LOG_BYTE_FUEL * bytes.len() as u64).map_err(StreamError::Trap)?;
         self.console.print(&bytes).map_err(StreamError::Trap)
     }
 
@@ -224,26 +313,28 @@ impl streams::HostOutputStream for Guest {
     }
 
     fn flush(&mut self, _: Resource<DynOutputStream>) -> StreamResult<()> {
-        Ok(())
+        self.pay(CALL_FUEL).map_err(StreamError::Trap)
     }
 
     fn blocking_flush(&mut self, _: Resource<DynOutputStream>) -> StreamResult<()> {
-        Ok(())
+        self.pay(CALL_FUEL).map_err(StreamError::Trap)
     }
 
     fn subscribe(&mut self, stream: Resource<DynOutputStream>) -> wasmtime::Result<Resource<DynPollable>> {
+        self.pay(RESOURCE_FUEL)?;
         streams::HostOutputStream::subscribe(&mut self.table, stream)
     }
 
     fn write_zeroes(&mut self, _: Resource<DynOutputStream>, _: u64) -> StreamResult<()> {
-        Ok(())
+        self.pay(CALL_FUEL).map_err(StreamError::Trap)
     }
 
     fn blocking_write_zeroes_and_flush(&mut self, _: Resource<DynOutputStream>, _: u64) -> StreamResult<()> {
-        Ok(())
+        self.pay(CALL_FUEL).map_err(StreamError::Trap)
     }
 
     fn splice(&mut self, _: Resource<DynOutputStream>, _: Resource<DynInputStream>, _: u64) -> StreamResult<u64> {
+        self.pay(CALL_FUEL).map_err(StreamError::Trap)?;
         Err(StreamError::Closed)
     }
 
@@ -253,10 +344,12 @@ impl streams::HostOutputStream for Guest {
         _: Resource<DynInputStream>,
         _: u64,
     ) -> StreamResult<u64> {
+        self.pay(CALL_FUEL).map_err(StreamError::Trap)?;
         Err(StreamError::Closed)
     }
 
     fn drop(&mut self, stream: Resource<DynOutputStream>) -> wasmtime::Result<()> {
+        self.pay(CALL_FUEL)?;
         self.table.delete(stream)?;
         Ok(())
     }

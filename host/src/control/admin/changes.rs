@@ -1,7 +1,7 @@
 //! Changes through the admin API: `PUT` and `DELETE /api/backends/{name}`, `POST …/drain` and `…/undrain`.
 //!
 //! Who may: whoever has the token, where one is configured (that no page of another site asks is seen to before). What is wanted is read here
-//! and made by `Reload`, the one who swaps snapshots.
+//! and made by `Reload`, the one who swaps snapshots; what needs no snapshot is made at once.
 
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 
 use super::{Answer, View, error, json, not_allowed};
 use crate::config::{self, Mistakes, Secret};
+use crate::control::drained;
 use crate::control::reload::{Change, Changed, Refused, Wish};
 use crate::control::watch::folder_of;
 
@@ -44,8 +45,10 @@ async fn change(view: &View, request: Request<Incoming>) -> Result<Answer, Answe
     };
     let name = percent_decode_str(&name).decode_utf8().map_err(|_| unknown(""))?.into_owned();
     let wish = match (action.as_deref(), request.method()) {
-        (Some("drain"), &Method::POST) => Wish::Drain,
-        (Some(_), &Method::POST) => Wish::Undrain,
+        (Some(action), &Method::POST) => {
+            let made = drained::drain(&view.shared, &view.status, &name, action == "drain");
+            return Ok(told(view, &name, made));
+        }
         (Some(_), _) => return Err(not_allowed("POST")),
         (None, &Method::DELETE) => Wish::Delete,
         (None, &Method::PUT) => Wish::Register(Box::new(registration(view, &name, request.into_body()).await?)),
@@ -57,9 +60,13 @@ async fn change(view: &View, request: Request<Incoming>) -> Result<Answer, Answe
         TrySendError::Full(_) => unavailable("too many changes wait to be made: come again"),
         TrySendError::Closed(_) => unavailable("the proxy is ending"),
     })?;
-    match made.await.map_err(|_| unavailable("the proxy is ending"))? {
-        Ok(changed) => Ok(done(view, &name, changed)),
-        Err(refused) => Err(why_not(&name, refused)),
+    Ok(told(view, &name, made.await.map_err(|_| unavailable("the proxy is ending"))?))
+}
+
+fn told(view: &View, name: &str, made: Result<Changed, Refused>) -> Answer {
+    match made {
+        Ok(changed) => done(view, name, changed),
+        Err(refused) => why_not(name, refused),
     }
 }
 

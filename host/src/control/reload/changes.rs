@@ -1,4 +1,4 @@
-//! Changes of the fleet that come through the admin API: backends that are registered, renewed, deleted, drained.
+//! Changes of the fleet that come through the admin API: backends that are registered, renewed, deleted.
 
 use std::sync::Arc;
 
@@ -8,7 +8,6 @@ use tokio::time::Instant;
 use super::Reload;
 use crate::config::{Mistakes, Registration};
 use crate::control::registered::{self, Registered, Taken};
-use crate::edge::Member;
 
 /// What somebody wants, and who waits for the answer.
 #[derive(Debug)]
@@ -24,9 +23,6 @@ pub struct Change {
 pub enum Wish {
     Register(Box<Registration>),
     Delete,
-    /// No new request; what runs finishes.
-    Drain,
-    Undrain,
 }
 
 /// What was changed, as the answer says it.
@@ -87,8 +83,8 @@ impl Reload {
         }
     }
 
-    /// One change: of the registrations to be, or of a living backend at once.
-    fn make(&mut self, registered: &mut Registered, name: &str, wish: &Wish, now: Instant) -> Result<Changed, Refused> {
+    /// One change of the registrations to be.
+    fn make(&self, registered: &mut Registered, name: &str, wish: &Wish, now: Instant) -> Result<Changed, Refused> {
         let snapshot = self.shared.snapshot.load_full();
         let is_configured = snapshot.config.backends.iter().any(|backend| backend.name == name);
         match wish {
@@ -115,25 +111,7 @@ impl Reload {
                     Err(Refused::Unknown)
                 }
             }
-            Wish::Drain | Wish::Undrain => {
-                let member = snapshot.fleet.iter().find(|member| member.config.name == name);
-                member.map(|member| self.drain(member, matches!(wish, Wish::Drain))).ok_or(Refused::Unknown)
-            }
         }
-    }
-
-    /// Lets a backend run empty, or lets it take requests again.
-    fn drain(&mut self, member: &Member, is_drain: bool) -> Changed {
-        if !is_drain {
-            self.drained.remove(&member.config.name);
-            member.backend.undrain();
-            return Changed::Undrained;
-        }
-        self.drained.insert(member.config.name.clone());
-        member.backend.drain();
-        // Whoever waits for this one alone has to look for another.
-        self.shared.queue.release_stranded();
-        Changed::Drained
     }
 
     /// Until the next registration is over; for ever where none ends.

@@ -22,7 +22,7 @@ impl Reload {
         let old = self.shared.snapshot.load_full();
         let fleet = members(&config, &registered, [&old.fleet, &self.retired], &self.shared.queue)?;
         self.ask_first(&fleet).await;
-        for member in fleet.iter().filter(|member| self.drained.contains(&member.config.name)) {
+        for member in fleet.iter().filter(|member| self.status.drained.holds(&member.config.name)) {
             // One that is new under its name too, before a request can find it.
             member.backend.drain();
         }
@@ -97,7 +97,10 @@ impl Reload {
         self.shared.bodies.resize(config.limits.bodies_in_flight_bytes);
         for member in fleet {
             member.backend.configure(member.config.slots, member.config.engine, &config.capacity);
-            if !self.drained.contains(&member.config.name) {
+            // Somebody may have wanted it empty, or back, while the snapshot was built.
+            if self.status.drained.holds(&member.config.name) {
+                member.backend.drain();
+            } else {
                 member.backend.undrain();
             }
             let is_other = |old: &Member| old.config != member.config || old.authorization != member.authorization;
@@ -112,8 +115,7 @@ impl Reload {
             self.retired.push(gone.clone());
         }
         self.retired.retain(|gone| !is_in(fleet, gone));
-        // Who wanted a backend empty has what they wanted once it is gone.
-        self.drained.retain(|name| fleet.iter().any(|member| member.config.name == *name));
+        self.status.drained.keep_only(fleet);
         self.let_go();
         self.show_registered();
         self.shared.queue.release_stranded();
