@@ -11,20 +11,22 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::mem::MaybeUninit;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, ReadBuf};
+use tokio::time::{Instant, Interval, Sleep, interval};
 
 use super::wire::Wire;
 
-/// Read ahead at most; a client that sends more behind a request than this waits, unwatched, for its answer.
+/// Read ahead at most; what a client sends behind a request beyond this waits in the kernel for its answer.
 const AHEAD_LIMIT: usize = 16 * 1024;
+/// How often it is looked whether a client of which no more is read has left: half of how soon that is to be noticed.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// From the first byte of a head to its last: no client needs so long, and one that dawdles holds a connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// What opens an HTTP/2 connection with prior knowledge (RFC 9113 §3.4).
@@ -149,7 +151,7 @@ impl ClientStream {
         stall: Duration,
         mut connection: Pin<&mut impl Future<Output = Result<(), E>>>,
     ) -> Result<(), E> {
-        let mut timer = None;
+        let (mut timer, mut look) = (None, None);
         std::future::poll_fn(|cx| {
             loop {
                 if let Poll::Ready(result) = connection.as_mut().poll(cx) {
@@ -165,7 +167,7 @@ impl ClientStream {
                 if self.0.exchanges.get() == 0 {
                     return Poll::Pending;
                 }
-                match ready!(self.poll_watch(cx)) {
+                match ready!(self.poll_watch(&mut look, cx)) {
                     Seen::Gone => return Poll::Ready(Ok(())),
                     Seen::Bytes => {}
                 }
@@ -210,10 +212,22 @@ impl ClientStream {
         }
     }
 
-    fn poll_watch(&self, cx: &mut Context<'_>) -> Poll<Seen> {
+    /// Whether the kernel has seen the end of the connection, behind whatever is unread.
+    fn has_left(&self) -> bool {
+        let stream = self.0.stream.borrow();
+        // Not for what is to be read, which there is: the end comes with every interest.
+        let ready = pin!(stream.tcp().ready(Interest::PRIORITY)).poll(&mut Context::from_waker(Waker::noop()));
+        matches!(ready, Poll::Ready(Ok(ready)) if ready.is_read_closed())
+    }
+
+    fn poll_watch(&self, look: &mut Option<Interval>, cx: &mut Context<'_>) -> Poll<Seen> {
         let mut ahead = self.0.ahead.borrow_mut();
         if ahead.len() >= AHEAD_LIMIT {
-            return Poll::Pending;
+            let look = look.get_or_insert_with(|| interval(LOOK_EVERY));
+            while !self.has_left() {
+                ready!(look.poll_tick(cx));
+            }
+            return Poll::Ready(Seen::Gone);
         }
         let mut space = [const { MaybeUninit::uninit() }; 1024];
         let mut buffer = ReadBuf::uninit(&mut space);
