@@ -212,3 +212,19 @@ async fn bodies_in_flight_are_bounded_together() {
     }
     proxy.client.chat().await.ok();
 }
+
+#[tokio::test]
+async fn bodies_that_are_announced_and_do_not_come_shut_nobody_out() {
+    let (proxy, _backends) = proxied("[limits]\nbody = \"1MiB\"\nbodies_in_flight = \"2MiB\"\n", ["a"]).await;
+    let mut held = Vec::new();
+    for _ in 0..8 {
+        let mut raw = Raw::connect(proxy.listen).await;
+        raw.send(request_head("POST", CHAT, &[("Content-Length", "1048576"), ("Expect", "100-continue")])).await;
+        // As it is asked for its body, it has been let in.
+        raw.read_until("100 Continue\r\n\r\n").await;
+        raw.send("{").await;
+        held.push(raw);
+    }
+    whole(proxy.client.post(CHAT, vision_body(&[base64_text(900_000)]))).await.ok();
+    drop(held);
+}
