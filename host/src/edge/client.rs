@@ -18,8 +18,8 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, ReadBuf};
-use tokio::time::{Instant, Interval, Sleep, interval};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
+use tokio::time::{Instant, Interval, Sleep, interval, timeout};
 
 use super::wire::Wire;
 
@@ -27,6 +27,11 @@ use super::wire::Wire;
 const AHEAD_LIMIT: usize = 16 * 1024;
 /// How often it is looked whether a client of which no more is read has left: half of how soon that is to be noticed.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// What is still taken of a body that was refused: few clients look for an answer before they have sent all of it, so that
+/// this is more than most send, and the time and the silence say who would never end.
+const LINGER_BYTES: usize = 256 << 20;
+const LINGER_TIME: Duration = Duration::from_secs(30);
+const LINGER_SILENCE: Duration = Duration::from_secs(2);
 /// From the first byte of a head to its last: no client needs so long, and one that dawdles holds a connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// What opens an HTTP/2 connection with prior knowledge (RFC 9113 §3.4).
@@ -44,6 +49,8 @@ struct Shared {
     exchanges: Cell<u32>,
     /// Requests whose head has been read and that have no answer yet.
     unanswered: Cell<u32>,
+    /// The last request has a body that was not read to its end.
+    body_unread: Cell<bool>,
     /// When the first byte of a head came that is not complete.
     head_begun: Cell<Option<Instant>>,
     /// Since when the client takes nothing of what is ready for it.
@@ -97,6 +104,7 @@ impl ClientStream {
             ahead: RefCell::default(),
             exchanges: Cell::new(0),
             unanswered: Cell::new(0),
+            body_unread: Cell::new(false),
             head_begun: Cell::new(None),
             blocked: Cell::new(None),
             breaks_off: Cell::new(false),
@@ -131,11 +139,38 @@ impl ClientStream {
         let _ = SockRef::from(self.0.stream.borrow().tcp()).set_tcp_user_timeout(Some(limit));
     }
 
-    /// A head has been read.
-    pub fn unanswered(&self) -> Unanswered {
+    /// A head has been read, behind which a body comes or none.
+    pub fn unanswered(&self, has_body: bool) -> Unanswered {
+        self.0.body_unread.set(has_body);
         self.0.head_begun.set(None);
         self.0.unanswered.set(self.0.unanswered.get() + 1);
         Unanswered(Rc::clone(&self.0))
+    }
+
+    /// The body has been read to its end.
+    pub fn has_read_body(&self) {
+        self.0.body_unread.set(false);
+    }
+
+    /// Once it was answered before its body was read: takes what still comes of that. Closed with something unread, the
+    /// connection would be reset, and the answer lost (RFC 9112 §9.6).
+    pub async fn linger(mut self) {
+        if !self.0.body_unread.get() {
+            return;
+        }
+        let taken = async {
+            self.shutdown().await?;
+            let (mut scratch, mut left) = (vec![0; AHEAD_LIMIT], LINGER_BYTES);
+            while left > 0 {
+                match timeout(LINGER_SILENCE, self.read(&mut scratch)).await?? {
+                    0 => break,
+                    read => left = left.saturating_sub(read),
+                }
+            }
+            io::Result::Ok(())
+        };
+        // Whoever has not done by then, or is gone, has no use for more.
+        let _ = timeout(LINGER_TIME, taken).await;
     }
 
     /// From now on the client is watched, until the exchange is dropped.
@@ -190,6 +225,7 @@ impl ClientStream {
 
     /// Makes the coming end of the connection a reset, which also drops what the kernel still holds for the client.
     fn break_off(&self) {
+        self.0.body_unread.set(false);
         // An error means that it is closed already.
         let _ = self.0.stream.borrow().tcp().set_zero_linger();
     }

@@ -254,7 +254,7 @@ async fn serve_http1(worker: &Rc<Worker>, client: Rc<Client>, stream: ClientStre
         if let Some(served) = served {
             let _ =
                 served.inspect_err(|error| tracing::debug!(client = %client.peer.address, "connection ended: {error}"));
-            return;
+            return Box::pin(stream.linger()).await;
         }
         // hyper closes a connection that has not said anything yet, which is why this is not for late ones.
         connection.as_mut().graceful_shutdown();
