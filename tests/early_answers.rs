@@ -25,7 +25,7 @@ async fn an_early_answer_is_passed_on_and_nobody_is_blamed() {
                 backends.iter().for_each(|backend| backend.answer_unread(early.clone()));
                 for _ in 0..4 {
                     asked += 1;
-                    whole(proxy.client.post(CHAT, body.clone())).await;
+                    let reply = whole(proxy.client.post(CHAT, body.clone())).await;
                     assert_eq!((reply.status.as_u16(), reply.attempts()), (status, 1), "{bytes}: {reply:?}");
                     assert_eq!(reply.json()["model"], MODEL, "{reply:?}");
                 }
