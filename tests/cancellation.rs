@@ -106,6 +106,14 @@ async fn in_the_middle_of_a_stream_with_bytes_sent_ahead() {
     }
 }
 
+/// More than the proxy reads ahead: the rest waits in the kernel, and the end of the connection behind it.
+#[tokio::test]
+async fn in_the_middle_of_a_stream_with_more_sent_ahead_than_is_read() {
+    let behind = request_head("POST", CHAT, &[("Content-Length", "1000000")]) + &"x".repeat(24_000);
+    is_cancelled_in_time(Answer::stream().event(&delta(NATIVE, "one")).stall(), Some("\"one\""), &behind).await;
+    is_cancelled_in_time(Answer::nothing().stall(), None, &behind).await;
+}
+
 #[tokio::test]
 async fn in_the_middle_of_a_stream_that_never_pauses() {
     let filler = format!(": {}\n\n", "x".repeat(1 << 16));

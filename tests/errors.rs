@@ -131,6 +131,29 @@ async fn a_body_that_is_too_large_is_refused() {
     whole(proxy.client.post(CHAT, fits)).await.ok();
 }
 
+/// Most clients look for an answer only when they have sent everything: a connection that is closed under them is reset, and
+/// they never learn why.
+#[tokio::test]
+async fn a_client_that_sends_all_of_a_refused_body_reads_why() {
+    let (proxy, [backend]) = proxied("[limits]\nbody = \"1MiB\"\n", ["a"]).await;
+    let body = vision_body(&[base64_text(30 << 20)]);
+    let chunked = [chunked_head(CHAT).into_bytes(), in_chunks(body.as_bytes().chunks(1 << 16))].concat();
+    for (request, status) in [
+        (sized_request(CHAT, &body).into_bytes(), 413),
+        (chunked, 413),
+        (sized_request("/unknown/path", &body).into_bytes(), 404),
+    ] {
+        for _ in 0..3 {
+            let mut raw = Raw::connect(proxy.listen).await;
+            raw.send(&request).await;
+            assert_eq!(raw.reply().await.status, status);
+            assert!(raw.rest().await.1, "reset");
+        }
+    }
+    assert_eq!(backend.request_count(), 0);
+    proxy.client.chat().await.ok();
+}
+
 #[tokio::test]
 async fn a_body_that_ends_too_early_reaches_no_backend() {
     let (proxy, [backend]) = proxied("", ["a"]).await;

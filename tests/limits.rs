@@ -86,6 +86,26 @@ async fn streams_of_few_connections_may_use_up_all_descriptors_and_nothing_break
 }
 
 #[tokio::test]
+async fn idle_connections_to_the_admin_listener_shut_nobody_out() {
+    let backend = Setup::named("a").start().await;
+    let proxy = Proxy::start_within("ulimit -n 120", &config("workers = 1\n", [&backend])).await;
+    let mut idle = Vec::new();
+    for _ in 0..200 {
+        idle.push(soon("a connection", TcpStream::connect(proxy.admin_address)).await.expect("connect"));
+        // As it was answered, all that came before it were accepted.
+        if idle.len() % 20 == 0 {
+            proxy.another_client_of_admin().get("/livez").await.ok();
+        }
+    }
+    let gone = idle.iter().filter(|stream| matches!(stream.try_read(&mut [0]), Ok(0))).count();
+    assert!(gone >= 100, "only {gone} made room");
+    proxy.another_client().chat().await.ok();
+    proxy.another_client_of_admin().get("/metrics").await.ok();
+    let lines = proxy.output().lines().filter(|line| line.contains("cannot accept")).count();
+    assert!(lines <= 2, "the log is flooded: {lines} lines");
+}
+
+#[tokio::test]
 async fn the_soft_limit_of_descriptors_is_raised() {
     let backend = Setup::named("a").start().await;
     let proxy = Proxy::start_within("ulimit -S -n 80", &config("", [&backend])).await;
@@ -211,4 +231,20 @@ async fn bodies_in_flight_are_bounded_together() {
         pending.reply().await.ok();
     }
     proxy.client.chat().await.ok();
+}
+
+#[tokio::test]
+async fn bodies_that_are_announced_and_do_not_come_shut_nobody_out() {
+    let (proxy, _backends) = proxied("[limits]\nbody = \"1MiB\"\nbodies_in_flight = \"2MiB\"\n", ["a"]).await;
+    let mut held = Vec::new();
+    for _ in 0..8 {
+        let mut raw = Raw::connect(proxy.listen).await;
+        raw.send(request_head("POST", CHAT, &[("Content-Length", "1048576"), ("Expect", "100-continue")])).await;
+        // As it is asked for its body, it has been let in.
+        raw.read_until("100 Continue\r\n\r\n").await;
+        raw.send("{").await;
+        held.push(raw);
+    }
+    whole(proxy.client.post(CHAT, vision_body(&[base64_text(900_000)]))).await.ok();
+    drop(held);
 }

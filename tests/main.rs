@@ -15,6 +15,7 @@ mod cancellation;
 mod clients;
 mod commands;
 mod decisions;
+mod early_answers;
 mod engines_auto;
 mod errors;
 mod failover;

@@ -73,6 +73,15 @@ async fn an_anthropic_stream_that_breaks_says_so_in_its_own_words() {
     assert!(error["error"]["message"].is_string() && error["error"]["type"].is_string(), "{text}");
 }
 
+/// Types are of any case (RFC 9110 §8.3.1).
+#[tokio::test]
+async fn a_stream_of_a_type_in_capitals_that_breaks_says_so() {
+    let (proxy, [backend]) = proxied("", ["a"]).await;
+    let answer = Answer::chunked(200, &[("content-type", "Text/Event-Stream")]).event(&delta(NATIVE, "one")).reset();
+    let text = broken(&proxy.client, &backend, CHAT, answer).await;
+    assert!(text.contains("upstream_interrupted"), "{text}");
+}
+
 #[tokio::test]
 async fn lines_that_break_off_are_seen_to() {
     let (proxy, [backend]) = proxied("", ["a"]).await;

@@ -10,7 +10,7 @@ enum Seen {
     Whole(&'static str),
     /// The proxy's own answer in its place.
     Refused,
-    /// A part of it, and that it is one.
+    /// A part of it, and that it is one; or nothing of it.
     Cut,
 }
 
@@ -38,6 +38,36 @@ const ANSWERS: &[(&str, &str, Seen)] = &[
     ("chunks without an end", "transfer-encoding: chunked\r\n\r\n4\r\nabcd\r\n", Cut),
 ];
 
+/// Error answers that their backends do not end: no client may take a part for the whole, or learn nothing at all.
+const UNENDED_ERRORS: [(u16, &str); 5] = [
+    (400, "content-type: application/json\r\ncontent-length: 100\r\n\r\n{\"error\":"),
+    (404, "content-type: text/plain\r\ntransfer-encoding: chunked\r\n\r\n4\r\nabcd\r\n"),
+    (500, "content-type: application/json\r\ncontent-length: 100\r\n\r\n{\"error\":"),
+    (500, "content-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n5\r\nabcde\r\nZZ\r\n"),
+    (200, "content-type: application/json\r\ncontent-length: 100\r\n\r\n{\"model\":"),
+];
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_at_its_beginning_says_what_it_was() {
+    let (proxy, [backend]) = proxied("[failover]\neject_after = 100000\n", ["a"]).await;
+    for (status, rest) in UNENDED_ERRORS {
+        backend.always(Answer::wire(format!("HTTP/1.1 {status} X\r\n{rest}")).close());
+        for _ in 0..20 {
+            let mut raw = Raw::connect(proxy.listen).await;
+            raw.send(sized_request(CHAT, &chat_body().to_string())).await;
+            let head = raw.head().await;
+            if head.status == 502 {
+                continue;
+            }
+            assert_eq!((head.status.as_u16(), status < 500), (status, true), "{rest}: {head:?}");
+            let (body, _) = raw.rest().await;
+            let promised = head.header("content-length").parse().unwrap_or(usize::MAX);
+            assert!(body.len() < promised && !body.ends_with(b"0\r\n\r\n"), "{rest}: {head:?} {body:?}");
+        }
+    }
+    proxy.falls_idle().await;
+}
+
 /// The backend's answer: the fields of a test, behind the first line and a type that is passed as it comes.
 fn wire(rest: &str) -> Answer {
     Answer::wire(format!("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n{rest}")).close()
@@ -46,7 +76,14 @@ fn wire(rest: &str) -> Answer {
 async fn is_seen(client: &Client, name: &str, seen: Seen) {
     let end = try_whole(client.post(CHAT, chat_body().to_string())).await;
     let told = match &end {
-        Ok(reply) if reply.status == 502 => Refused,
+        // Where it is known before anything of it was passed on, it is better not begun.
+        Ok(reply) if reply.status == 502 => {
+            if seen == Cut {
+                Cut
+            } else {
+                Refused
+            }
+        }
         Ok(reply) => {
             assert_eq!((reply.status.as_u16(), Whole(reply.text().to_owned().leak())), (200, seen), "{name}");
             let framings =

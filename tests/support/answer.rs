@@ -21,6 +21,8 @@ pub enum Step {
     Hold(Gate),
     /// Never goes on: until the peer leaves.
     Stall,
+    /// Waits until the peer has left, and reads nothing.
+    UntilGone,
     /// Closes the connection in order (FIN).
     Close,
     /// Breaks the connection off (RST).
@@ -85,6 +87,11 @@ impl Answer {
         if bytes.is_empty() { self } else { self.step(Step::Send(in_a_chunk(bytes))) }
     }
 
+    /// The same bytes on the wire so many times.
+    pub fn wire_again(self, bytes: impl Into<Bytes>, times: usize) -> Self {
+        self.step(Step::Repeat(bytes.into(), times))
+    }
+
     /// The same chunk so many times.
     pub fn repeated(self, bytes: impl AsRef<[u8]>, times: usize) -> Self {
         self.step(Step::Repeat(in_a_chunk(bytes.as_ref()), times))
@@ -120,6 +127,11 @@ impl Answer {
         self.step(Step::Stall)
     }
 
+    /// The same for one that is answered before its body was read.
+    pub fn until_gone(self) -> Self {
+        self.step(Step::UntilGone)
+    }
+
     pub fn close(self) -> Self {
         self.step(Step::Close)
     }
@@ -130,7 +142,7 @@ impl Answer {
 
     /// All its steps, with the end of a chunked body where it is not cut off before.
     pub fn into_steps(mut self) -> Vec<Step> {
-        let is_cut = matches!(self.steps.last(), Some(Step::Close | Step::Reset | Step::Stall));
+        let is_cut = matches!(self.steps.last(), Some(Step::Close | Step::Reset | Step::Stall | Step::UntilGone));
         if self.framing == Framing::Chunked && !is_cut {
             self.steps.push(Step::Send(Bytes::from_static(b"0\r\n\r\n")));
         }

@@ -129,3 +129,12 @@ async fn streams_of_one_http_2_connection_do_not_wait_for_each_other() {
         assert!(events.rest().await.ends_with("data: [DONE]\n\n"));
     }
 }
+
+/// HTTP/2 lets a client divide its cookies, and no other version knows of that (RFC 9113 §8.2.3).
+#[tokio::test]
+async fn cookies_that_came_in_parts_go_on_as_one() {
+    let (proxy, [backend]) = proxied("", ["a"]).await;
+    let request = Client::h2c(proxy.listen).post(CHAT, chat_body().to_string());
+    whole(request.header("cookie", "a=1").header("cookie", "b=2; c=3")).await.ok();
+    assert_eq!(backend.request().header("cookie"), "a=1; b=2; c=3");
+}

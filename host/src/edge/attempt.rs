@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, Method, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::headers;
@@ -13,7 +13,7 @@ use super::request::RequestBody;
 use super::response::{Body, first_event_is_error};
 use super::retry::{self, Cause};
 use super::snapshot::Member;
-use super::upstream::{self, Answer, Failure, Outgoing};
+use super::upstream::{self, Answer, Broken, Failure, Outgoing};
 use super::worker::{Candidate, Worker};
 use crate::config::Timeouts;
 use crate::fleet::{Backend, Lease};
@@ -31,8 +31,11 @@ const TRIAL_PATIENCE: Duration = Duration::from_secs(5);
 const TRIAL_PATIENCE_FACTOR: u32 = 4;
 /// An error's body is kept up to this size, to be passed on where the next backend does no better.
 const KEPT_ERROR_BYTES: usize = 64 * 1024;
-/// An error whose body takes longer than this is passed on without it.
+/// An error whose body is larger, or takes longer than this, is passed on without it.
 const KEPT_ERROR_TIME: Duration = Duration::from_secs(2);
+
+/// The type of event streams; of any case, as all types are (RFC 9110 §8.3.1).
+const EVENT_STREAM: &[u8] = b"text/event-stream";
 
 /// What is sent, whichever backend it goes to.
 #[derive(Debug)]
@@ -183,10 +186,14 @@ async fn send(
     upstream::send(&worker.pool, member, &request, timeouts, fresh).await
 }
 
-/// The first piece of the body; of an event stream so much that its first event can be told from an error.
+/// The first piece of the body; of an event stream so much that its first event can be told from an error. Any other that
+/// breaks off right behind it is not begun.
 async fn first_piece(answer: &mut Answer, is_stream: bool) -> Result<Option<Bytes>, String> {
     let Some(first) = answer.body.piece().await else { return Ok(None) };
     let mut first = first.map_err(|broken| broken.to_string())?;
+    if !is_stream {
+        answer.body.look_ahead().map_err(|broken| broken.to_string())?;
+    }
     while is_stream && first_event_is_error(&first).is_none() {
         let Some(more) = answer.body.piece().await else { break };
         let more = more.map_err(|broken| broken.to_string())?;
@@ -198,7 +205,10 @@ async fn first_piece(answer: &mut Answer, is_stream: bool) -> Result<Option<Byte
 }
 
 pub fn is_event_stream(headers: &HeaderMap) -> bool {
-    headers.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"))
+    let essence = |value: &HeaderValue| {
+        value.as_bytes().get(..EVENT_STREAM.len()).is_some_and(|begins| begins.eq_ignore_ascii_case(EVENT_STREAM))
+    };
+    headers.get(header::CONTENT_TYPE).is_some_and(essence)
 }
 
 impl Ended {
@@ -244,27 +254,38 @@ impl Ended {
         } else {
             format!("it answered {}", answer.status)
         };
-        let kept = keep(answer, first).await;
-        Box::new(Self { answer: Some(kept), ..*Self::new(Cause::ServerError, why, lease) })
+        match keep(answer, first).await {
+            Some(kept) => Box::new(Self { answer: Some(kept), ..*Self::new(Cause::ServerError, why, lease) }),
+            None => Self::new(Cause::Invalid, format!("{why}, and broke off"), lease),
+        }
     }
 }
 
-/// An error answer, whole, so that its connection and slot are free while another backend is asked.
-async fn keep(mut answer: Answer, first: Bytes) -> Response<Body> {
+/// An error answer, whole, so that its connection and slot are free while another backend is asked; `None` where it broke off.
+async fn keep(mut answer: Answer, first: Bytes) -> Option<Response<Body>> {
+    let is_stream = is_event_stream(&answer.headers);
     let mut body = BytesMut::from(first);
     let read = async {
-        while let Some(Ok(piece)) = answer.body.piece().await {
+        while let Some(piece) = answer.body.piece().await {
+            let piece = piece?;
             if body.len() + piece.len() > KEPT_ERROR_BYTES {
-                break;
+                return Ok(false);
             }
             body.extend_from_slice(&piece);
         }
+        Ok::<_, Broken>(true)
     };
-    // Cut short rather than waited for: its status is what matters.
-    let _ = timeout(KEPT_ERROR_TIME, read).await;
+    match timeout(KEPT_ERROR_TIME, read).await {
+        // The first event of a stream says all there is to say.
+        Ok(Ok(true)) => {}
+        _ if is_stream => {}
+        Ok(Err(_)) => return None,
+        // Left away rather than waited for or cut: its status is what matters.
+        Ok(Ok(false)) | Err(_) => body.clear(),
+    }
     let mut response = Response::new(Body::Whole(body.freeze()));
     *response.status_mut() = answer.status;
     *response.headers_mut() = answer.headers;
     response.headers_mut().remove(header::CONTENT_LENGTH);
-    response
+    Some(response)
 }

@@ -11,20 +11,27 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::mem::MaybeUninit;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
-use tokio::time::{Instant, Sleep};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest, ReadBuf};
+use tokio::time::{Instant, Interval, Sleep, interval, timeout};
 
 use super::wire::Wire;
 
-/// Read ahead at most; a client that sends more behind a request than this waits, unwatched, for its answer.
+/// Read ahead at most; what a client sends behind a request beyond this waits in the kernel for its answer.
 const AHEAD_LIMIT: usize = 16 * 1024;
+/// How often it is looked whether a client of which no more is read has left: half of how soon that is to be noticed.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// What is still taken of a body that was refused: few clients look for an answer before they have sent all of it, so that
+/// this is more than most send, and the time and the silence say who would never end.
+const LINGER_BYTES: usize = 256 << 20;
+const LINGER_TIME: Duration = Duration::from_secs(30);
+const LINGER_SILENCE: Duration = Duration::from_secs(2);
 /// From the first byte of a head to its last: no client needs so long, and one that dawdles holds a connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// What opens an HTTP/2 connection with prior knowledge (RFC 9113 §3.4).
@@ -42,6 +49,8 @@ struct Shared {
     exchanges: Cell<u32>,
     /// Requests whose head has been read and that have no answer yet.
     unanswered: Cell<u32>,
+    /// The last request has a body that was not read to its end.
+    body_unread: Cell<bool>,
     /// When the first byte of a head came that is not complete.
     head_begun: Cell<Option<Instant>>,
     /// Since when the client takes nothing of what is ready for it.
@@ -95,6 +104,7 @@ impl ClientStream {
             ahead: RefCell::default(),
             exchanges: Cell::new(0),
             unanswered: Cell::new(0),
+            body_unread: Cell::new(false),
             head_begun: Cell::new(None),
             blocked: Cell::new(None),
             breaks_off: Cell::new(false),
@@ -129,11 +139,38 @@ impl ClientStream {
         let _ = SockRef::from(self.0.stream.borrow().tcp()).set_tcp_user_timeout(Some(limit));
     }
 
-    /// A head has been read.
-    pub fn unanswered(&self) -> Unanswered {
+    /// A head has been read, behind which a body comes or none.
+    pub fn unanswered(&self, has_body: bool) -> Unanswered {
+        self.0.body_unread.set(has_body);
         self.0.head_begun.set(None);
         self.0.unanswered.set(self.0.unanswered.get() + 1);
         Unanswered(Rc::clone(&self.0))
+    }
+
+    /// The body has been read to its end.
+    pub fn has_read_body(&self) {
+        self.0.body_unread.set(false);
+    }
+
+    /// Once it was answered before its body was read: takes what still comes of that. Closed with something unread, the
+    /// connection would be reset, and the answer lost (RFC 9112 §9.6).
+    pub async fn linger(mut self) {
+        if !self.0.body_unread.get() {
+            return;
+        }
+        let taken = async {
+            self.shutdown().await?;
+            let (mut scratch, mut left) = (vec![0; AHEAD_LIMIT], LINGER_BYTES);
+            while left > 0 {
+                match timeout(LINGER_SILENCE, self.read(&mut scratch)).await?? {
+                    0 => break,
+                    read => left = left.saturating_sub(read),
+                }
+            }
+            io::Result::Ok(())
+        };
+        // Whoever has not done by then, or is gone, has no use for more.
+        let _ = timeout(LINGER_TIME, taken).await;
     }
 
     /// From now on the client is watched, until the exchange is dropped.
@@ -162,7 +199,7 @@ impl ClientStream {
         stall: Duration,
         mut connection: Pin<&mut impl Future<Output = Result<(), E>>>,
     ) -> Result<(), E> {
-        let mut timer = None;
+        let (mut timer, mut look) = (None, None);
         std::future::poll_fn(|cx| {
             loop {
                 if let Poll::Ready(result) = connection.as_mut().poll(cx) {
@@ -178,7 +215,7 @@ impl ClientStream {
                 if self.0.exchanges.get() == 0 {
                     return Poll::Pending;
                 }
-                match ready!(self.poll_watch(cx)) {
+                match ready!(self.poll_watch(&mut look, cx)) {
                     Seen::Gone => return Poll::Ready(Ok(())),
                     Seen::Bytes => {}
                 }
@@ -201,6 +238,7 @@ impl ClientStream {
 
     /// Makes the coming end of the connection a reset, which also drops what the kernel still holds for the client.
     fn break_off(&self) {
+        self.0.body_unread.set(false);
         // An error means that it is closed already.
         let _ = self.0.stream.borrow().tcp().set_zero_linger();
     }
@@ -223,10 +261,22 @@ impl ClientStream {
         }
     }
 
-    fn poll_watch(&self, cx: &mut Context<'_>) -> Poll<Seen> {
+    /// Whether the kernel has seen the end of the connection, behind whatever is unread.
+    fn has_left(&self) -> bool {
+        let stream = self.0.stream.borrow();
+        // Not for what is to be read, which there is: the end comes with every interest.
+        let ready = pin!(stream.tcp().ready(Interest::PRIORITY)).poll(&mut Context::from_waker(Waker::noop()));
+        matches!(ready, Poll::Ready(Ok(ready)) if ready.is_read_closed())
+    }
+
+    fn poll_watch(&self, look: &mut Option<Interval>, cx: &mut Context<'_>) -> Poll<Seen> {
         let mut ahead = self.0.ahead.borrow_mut();
         if ahead.len() >= AHEAD_LIMIT {
-            return Poll::Pending;
+            let look = look.get_or_insert_with(|| interval(LOOK_EVERY));
+            while !self.has_left() {
+                ready!(look.poll_tick(cx));
+            }
+            return Poll::Ready(Seen::Gone);
         }
         let mut space = [const { MaybeUninit::uninit() }; 1024];
         let mut buffer = ReadBuf::uninit(&mut space);

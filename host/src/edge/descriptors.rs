@@ -29,9 +29,18 @@ pub fn client_limit() -> u64 {
     clients_within(getrlimit(Resource::Nofile).current.unwrap_or(UNLIMITED))
 }
 
+/// How many may be connected to the admin listener at once: half of what is kept for the process.
+pub fn admin_limit() -> usize {
+    let reserve = reserve_of(getrlimit(Resource::Nofile).current.unwrap_or(UNLIMITED));
+    usize::try_from(reserve / 2).unwrap_or(usize::MAX).max(1)
+}
+
 fn clients_within(descriptors: u64) -> u64 {
-    let reserve = RESERVE.min(descriptors / 2);
-    ((descriptors - reserve) / 2).max(1)
+    ((descriptors - reserve_of(descriptors)) / 2).max(1)
+}
+
+fn reserve_of(descriptors: u64) -> u64 {
+    RESERVE.min(descriptors / 2)
 }
 
 /// Whether an error says that descriptors have run out.

@@ -40,14 +40,19 @@ fn ambiguity(parts: &Parts) -> Option<&'static str> {
     let mut hosts = parts.headers.get_all(header::HOST).iter();
     let host = hosts.next();
     // HTTP/2 has `:authority` instead, which hyper puts into the URI.
-    if (host.is_none() && parts.version == Version::HTTP_11) || hosts.next().is_some() {
+    let is_missing = match parts.version {
+        Version::HTTP_11 => host.is_none(),
+        Version::HTTP_2 => host.is_none() && parts.uri.authority().is_none(),
+        _ => false,
+    };
+    if is_missing || hosts.next().is_some() {
         return Some("There must be exactly one Host field.");
     }
-    if host.is_some_and(|host| !is_authority(host)) {
+    if host.is_some_and(|host| host.to_str().map_or(true, |host| !is_authority(host))) {
         return Some("The Host field is malformed.");
     }
-    if parts.uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
-        return Some("The target must not hold a user name.");
+    if parts.uri.authority().is_some_and(|authority| !is_authority(authority.as_str())) {
+        return Some("The target must name a host and perhaps a port, and no user.");
     }
     if parts.uri.scheme_str().is_some_and(|scheme| !matches!(scheme, "http" | "https")) {
         return Some("The target is of an unknown scheme.");
@@ -56,13 +61,13 @@ fn ambiguity(parts: &Parts) -> Option<&'static str> {
 }
 
 /// A host and perhaps a port (RFC 9110 §7.2); empty where the target has no authority.
-fn is_authority(host: &HeaderValue) -> bool {
-    let Ok(text) = host.to_str() else { return false };
+fn is_authority(text: &str) -> bool {
     let Ok(authority) = text.parse::<Authority>() else { return text.is_empty() };
-    let port = text.strip_prefix(authority.host()).unwrap_or("@");
-    let is_port = port.strip_prefix(':').unwrap_or(port).bytes().all(|byte| byte.is_ascii_digit());
+    let Some(port) = text.strip_prefix(authority.host()) else { return false };
+    let is_port =
+        |port: &str| port.is_empty() || (port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok());
     // A list is valid by the letter, and somebody behind us would take the other host of the two.
-    is_port && !text.contains(',')
+    (port.is_empty() || port.strip_prefix(':').is_some_and(is_port)) && !text.contains(',')
 }
 
 fn has_other_coding(headers: &HeaderMap) -> bool {
@@ -97,6 +102,16 @@ mod tests {
     }
 
     #[test]
+    fn http_2_names_its_host_too() {
+        for (target, is_clear) in
+            [("http://api/v1/models", true), ("http://a,b/v1/models", false), ("/v1/models", false)]
+        {
+            let request = Request::builder().version(Version::HTTP_2).uri(target).body(()).unwrap();
+            assert_eq!(check(&request.into_parts().0).is_ok(), is_clear, "{target}");
+        }
+    }
+
+    #[test]
     fn what_two_readers_would_read_differently_is_refused() {
         let host = ("host", "api");
         for (fields, status) in [
@@ -105,6 +120,8 @@ mod tests {
             (&[("host", "a b")], 400),
             (&[("host", "me@api")], 400),
             (&[("host", "api:port")], 400),
+            (&[("host", "api:99999999")], 400),
+            (&[("host", "api:+80")], 400),
             (&[("host", "api,other")], 400),
             (&[host, ("transfer-encoding", "chunked, chunked")], 400),
             (&[host, ("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")], 400),
@@ -113,6 +130,8 @@ mod tests {
             assert_eq!(refused("POST", "/v1/chat/completions", fields), Some(status), "{fields:?}");
         }
         assert_eq!(refused("POST", "http://me@api/v1/chat/completions", &[host]), Some(400));
+        assert_eq!(refused("POST", "http://a,b/v1/chat/completions", &[host]), Some(400));
+        assert_eq!(refused("POST", "http://api:99999/v1/chat/completions", &[host]), Some(400));
         assert_eq!(refused("POST", "ftp://api/v1/chat/completions", &[host]), Some(400));
         assert_eq!(refused("TRACE", "/anything", &[host]), Some(405));
     }

@@ -70,6 +70,17 @@ pub fn to_backend(headers: &mut HeaderMap, version: Version, request_id: &Header
         headers.append(header::VIA, via.clone());
     }
     headers.insert(X_REQUEST_ID, request_id.clone());
+    join_cookies(headers);
+}
+
+/// HTTP/2 may divide cookies among fields, and they must be one again where it is not spoken (RFC 9113 §8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let cookies: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if cookies.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&cookies.join(&b"; "[..]))
+    {
+        headers.insert(header::COOKIE, joined);
+    }
 }
 
 /// How often a request has passed through this process, as its `Via` says.

@@ -45,7 +45,7 @@ pub async fn serve(
     (mut parts, incoming): (Parts, Incoming),
 ) -> Result<Response<Body>, Infallible> {
     let started = Instant::now();
-    let _unanswered = client.watched.as_ref().map(ClientStream::unanswered);
+    let _unanswered = client.watched.as_ref().map(|stream| stream.unanswered(!incoming.is_end_stream()));
     let current = worker.current();
     let request_id = headers::request_id(&parts.headers);
     let dialect = route::dialect(parts.uri.path());
@@ -129,6 +129,7 @@ impl Arrival<'_> {
         let permit = self.key.as_ref().map(|key| key.admit(announced)).transpose()?;
         let body = request::read(&parts.headers, incoming, &config, &self.worker.shared, permit.as_ref()).await?;
         account.permit.replace(permit);
+        self.client.watched.as_ref().inspect(|stream| stream.has_read_body());
         // From here on the client is watched: its leaving drops this future, and all that it holds.
         let ends_with_close = parts.version == Version::HTTP_10;
         let exchange = self.client.watched.as_ref().map(|stream| stream.exchange(ends_with_close));

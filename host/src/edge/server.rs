@@ -253,7 +253,7 @@ async fn serve_http1(worker: &Rc<Worker>, client: Rc<Client>, stream: ClientStre
     };
     if let Some(served) = served {
         let _ = served.inspect_err(|error| tracing::debug!(client = %client.peer.address, "connection ended: {error}"));
-        return;
+        return Box::pin(stream.linger()).await;
     }
     connection.as_mut().graceful_shutdown();
     let mut connection = std::pin::pin!(stream.drive(stall, connection));

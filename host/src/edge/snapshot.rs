@@ -147,6 +147,11 @@ impl ByteBudget {
         self.limit.store(limit, Relaxed);
     }
 
+    /// Whether `bytes` more could be taken now.
+    pub fn has_room(&self, bytes: u64) -> bool {
+        self.held.load(Relaxed).saturating_add(bytes) <= self.limit.load(Relaxed)
+    }
+
     /// Takes `bytes` more; false where that is too much, and then nothing is taken.
     fn take(&self, bytes: u64) -> bool {
         let limit = self.limit.load(Relaxed);

@@ -148,6 +148,11 @@ impl Backend {
         self.answer_by(engine_answer);
     }
 
+    /// Answers every request so as soon as its head came, and never reads its body.
+    pub fn answer_unread(&self, answer: Answer) {
+        *self.state.early.lock().expect("no poison") = Some(answer);
+    }
+
     /// Breaks the next request off (RST) as soon as its head came, while its body is still on its way.
     pub fn break_next_upload(&self) {
         self.state.breaks_next.store(true, SeqCst);

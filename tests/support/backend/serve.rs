@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use socket2::SockRef;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
@@ -28,6 +28,8 @@ pub struct State {
     pub rule: Mutex<Rule>,
     pub report: Mutex<Report>,
     pub breaks_next: AtomicBool,
+    /// What is answered to the head of a request, its body unread.
+    pub early: Mutex<Option<Answer>>,
     /// It takes no connection any more, and no poll on those it has.
     pub is_shut: AtomicBool,
     pub shuts: Notify,
@@ -48,6 +50,7 @@ impl State {
             rule: Mutex::new(rule),
             report: Mutex::default(),
             breaks_next: AtomicBool::new(false),
+            early: Mutex::default(),
             is_shut: AtomicBool::new(false),
             shuts: Notify::new(),
             requests: Mutex::default(),
@@ -108,6 +111,14 @@ async fn connection(stream: TcpStream, state: Arc<State>) {
         if flight.is_some() && state.breaks_next.swap(false, SeqCst) {
             return reset(&write);
         }
+        let early = state.early.lock().expect("no poison").clone();
+        if let (Some(answer), true) = (early, flight.is_some()) {
+            let ending = play(answer, &mut write, &state, &mut flight).await;
+            if let Ending::Reset = ending {
+                reset(&write);
+            }
+            return;
+        }
         let mut body = BytesMut::new();
         let arrived = inbox.body(&head, &mut body).await.is_ok();
         let answer = match &mut flight {
@@ -165,6 +176,11 @@ async fn play(answer: Answer, write: &mut OwnedWriteHalf, state: &State, flight:
             }
             Step::Hold(gate) => gate.pass().await,
             Step::Stall => std::future::pending().await,
+            Step::UntilGone => {
+                // Without reading, which would take in what is to stand in the way.
+                _ = write.as_ref().ready(Interest::PRIORITY).await;
+                return Ending::Gone;
+            }
             Step::Close => return Ending::Close,
             Step::Reset => return Ending::Reset,
         }

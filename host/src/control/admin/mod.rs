@@ -9,9 +9,11 @@ mod decisions;
 mod events;
 mod metrics;
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderValue};
@@ -25,7 +27,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc};
-use tokio::task::spawn_local;
+use tokio::task::{JoinHandle, spawn_local};
+use tokio::time::Instant;
 
 use super::reload::Change;
 use super::status::Status;
@@ -40,6 +43,10 @@ const PAGE_POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style
 
 /// Descriptors that are kept for this listener.
 const SPARE: usize = 8;
+/// Between two words in the log that nobody can be let in.
+const TOLD_EVERY: Duration = Duration::from_secs(10);
+/// How long a connection may say nothing: a scraper asks more often or connects again.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Whence a browser asks (W3C Fetch Metadata).
 const FETCH_SITE: &str = "sec-fetch-site";
 
@@ -59,24 +66,45 @@ pub async fn serve(door: Attended, shared: Arc<Shared>, status: Arc<Status>, cha
     let listeners = Arc::new(Semaphore::new(events::LISTENERS));
     let view = Arc::new(View { shared, status, changes, listeners });
     let mut spare = Spare::new(SPARE);
+    let mut open = VecDeque::new();
+    let (limit, mut told) = (descriptors::admin_limit(), None::<Instant>);
     loop {
         let accepted = tokio::select! {
             accepted = door.accept() => accepted,
             () = successor::listens(&door, &view.shared.draining) => break,
         };
         match accepted {
-            Ok(stream) => drop(spawn_local(connection(stream, Arc::clone(&view)))),
+            Ok(stream) => {
+                make_room(&mut open, limit);
+                open.push_back(spawn_local(connection(stream, Arc::clone(&view))));
+            }
             // Clients took all the others: whoever is to find out why must still get in.
             Err(error) if descriptors::have_run_out(&error) && spare.lend() => continue,
             Err(error) => {
-                tracing::warn!("cannot accept (admin): {error}");
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                if told.is_none_or(|told| told.elapsed() >= TOLD_EVERY) {
+                    told = Some(Instant::now());
+                    tracing::warn!("cannot accept (admin): {error}");
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
         spare.refill();
     }
     door.close(|stream| drop(spawn_local(connection(stream, Arc::clone(&view))))).await;
     tracing::info!("another process listens on the admin port: it is left to it");
+}
+
+/// Whoever has been connected longest makes room for one more: so many that idle shut nobody out, a probe least of all.
+fn make_room(open: &mut VecDeque<JoinHandle<()>>, limit: usize) {
+    if open.len() < limit {
+        return;
+    }
+    open.retain(|connection| !connection.is_finished());
+    if open.len() >= limit
+        && let Some(oldest) = open.pop_front()
+    {
+        oldest.abort();
+    }
 }
 
 async fn connection(stream: TcpStream, view: Arc<View>) {
@@ -91,7 +119,10 @@ async fn connection(stream: TcpStream, view: Arc<View>) {
             Ok::<_, Infallible>(answer)
         }
     });
-    let connection = http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service);
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service);
     if let Err(error) = connection.await {
         tracing::debug!("admin connection ended: {error}");
     }

@@ -116,11 +116,12 @@ pub async fn read(
         return Err(ProxyError::UnsupportedEncoding);
     }
     let mut scan = Scan::new(headers, &config.images)?;
-    let mut held = HeldBytes::new(shared);
-    if !held.grow(announced) {
+    // What is announced is not taken before it comes: else whoever announces much and sends nothing shuts out all others.
+    if !shared.bodies.has_room(announced) {
         return Err(ProxyError::Overloaded);
     }
     let limit_bytes = config.limits.body_bytes;
+    let mut held = HeldBytes::new(shared);
     let (mut chunks, mut length) = (Vec::new(), 0);
     let mut pace = Pace { until: Instant::now() + STRETCH, wanted: STRETCH_BYTES };
     while let Some(frame) = pace.frame(&mut incoming, length).await? {
@@ -132,7 +133,7 @@ pub async fn read(
         if length as u64 > limit_bytes {
             return Err(ProxyError::RequestTooLarge { limit_bytes });
         }
-        if length as u64 > announced && !held.grow(chunk.len() as u64) {
+        if !held.grow(chunk.len() as u64) {
             return Err(ProxyError::Overloaded);
         }
         scan.feed(&chunk)?;

@@ -106,7 +106,7 @@ pub enum End {
     Open,
     /// The backend is done; what is in `out` still goes.
     Complete,
-    /// The last word is said; it must be flushed before the connection is cut.
+    /// The last word is said; it must be flushed before the connection is cut, and the head, where that is not out yet.
     Flushing,
     Cut,
 }
@@ -215,7 +215,7 @@ impl Relay {
         self.lease = None;
         self.account.outcome.set("interrupted");
         let word = self.last_word.text();
-        self.end = if word.is_empty() { End::Cut } else { End::Flushing };
+        self.end = End::Flushing;
         if !word.is_empty() {
             self.out.push_back(Bytes::from_static(word.as_bytes()));
         }

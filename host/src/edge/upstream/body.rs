@@ -1,7 +1,7 @@
 //! The body of a backend's answer, as it comes.
 
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -28,7 +28,7 @@ pub struct UpstreamBody {
     /// `None` once the body is complete: the connection is back in the pool, or closed.
     stream: Option<Wire>,
     framing: Framing,
-    /// Payload that was read together with the head.
+    /// Payload that was read already.
     first: Bytes,
     pool: Rc<Pool>,
     home: Home,
@@ -150,6 +150,19 @@ impl UpstreamBody {
     /// The same for async code.
     pub async fn piece(&mut self) -> Option<Result<Bytes, Broken>> {
         std::future::poll_fn(|cx| self.poll_piece(cx)).await
+    }
+
+    /// Looks behind the piece that was handed on last, without waiting.
+    ///
+    /// # Errors
+    /// Where it is known that no more of the body comes, though it should.
+    pub fn look_ahead(&mut self) -> Result<(), Broken> {
+        match self.poll_piece(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Some(Ok(piece))) => self.first = piece,
+            Poll::Ready(Some(Err(broken))) => return Err(broken),
+            Poll::Ready(None) | Poll::Pending => {}
+        }
+        Ok(())
     }
 
     /// At the end of the body gives the connection back.

@@ -3,9 +3,12 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::{AlertDescription, CertificateError, Error};
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use super::pool::Pool;
@@ -15,6 +18,9 @@ use crate::edge::wire::Wire;
 
 /// EMFILE, ENFILE, ENOMEM, ENOBUFS and EADDRNOTAVAIL: what connecting lacks on this side.
 const LOCAL_ERRORS: [i32; 5] = [24, 23, 12, 105, 99];
+
+/// How long an address may say nothing before the next one is tried beside it (RFC 8305 §5).
+const NEXT_AFTER: Duration = Duration::from_millis(250);
 
 /// Opens a connection.
 ///
@@ -38,8 +44,29 @@ async fn tcp(pool: &Pool, url: &BackendUrl) -> io::Result<TcpStream> {
         return TcpStream::connect((address, url.port)).await;
     }
     let addresses = pool.names.resolve(&url.host).await?;
-    let all: Vec<SocketAddr> = addresses.iter().map(|address| SocketAddr::new(*address, url.port)).collect();
-    TcpStream::connect(&*all).await
+    let mut all = addresses.iter().map(|address| SocketAddr::new(*address, url.port));
+    match (all.next(), all.len()) {
+        (Some(only), 0) => TcpStream::connect(only).await,
+        (first, _) => first_of(first.into_iter().chain(all)).await,
+    }
+}
+
+/// Begins with the first address, and goes on to the next whenever one fails or says nothing for a while: one that is
+/// dead does not use up the time for all.
+async fn first_of(mut addresses: impl Iterator<Item = SocketAddr>) -> io::Result<TcpStream> {
+    let (mut attempts, mut failed) = (JoinSet::new(), io::ErrorKind::NotFound.into());
+    loop {
+        match addresses.next() {
+            Some(address) => drop(attempts.spawn(TcpStream::connect(address))),
+            None if attempts.is_empty() => return Err(failed),
+            None => {}
+        }
+        match timeout(NEXT_AFTER, attempts.join_next()).await {
+            Ok(Some(Ok(Ok(stream)))) => return Ok(stream),
+            Ok(Some(Ok(Err(error)))) => failed = error,
+            Ok(Some(Err(_)) | None) | Err(_) => {}
+        }
+    }
 }
 
 fn unconnected(error: io::Error) -> Failure {
@@ -101,5 +128,37 @@ fn reason(why: &Error) -> String {
         Error::InvalidMessage(_) => "it does not speak TLS".into(),
         Error::AlertReceived(alert) => format!("it ended the handshake: {alert:?} (tls.client_cert)"),
         other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use socket2::{Domain, Socket, Type};
+
+    /// A port that answers nothing: its queue is full.
+    async fn silent() -> (SocketAddr, Socket, Vec<TcpStream>) {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        socket.listen(0).unwrap();
+        let address = socket.local_addr().unwrap().as_socket().unwrap();
+        let mut line = Vec::new();
+        while let Ok(stream) = timeout(Duration::from_millis(100), TcpStream::connect(address)).await {
+            line.push(stream.unwrap());
+        }
+        (address, socket, line)
+    }
+
+    #[tokio::test]
+    async fn a_dead_address_does_not_stand_before_a_live_one() {
+        let live = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (dead, _socket, _line) = silent().await;
+        let refusing = SocketAddr::from(([127, 0, 0, 1], 1));
+        let all = [dead, refusing, live.local_addr().unwrap()];
+        // A second is what the whole has by default.
+        let stream = timeout(Duration::from_secs(20), first_of(all.into_iter())).await.unwrap().unwrap();
+        assert_eq!(stream.peer_addr().unwrap(), live.local_addr().unwrap());
+        assert!(first_of([refusing].into_iter()).await.is_err());
+        assert!(first_of([].into_iter()).await.is_err());
     }
 }

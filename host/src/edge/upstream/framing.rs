@@ -71,6 +71,10 @@ enum At {
         value: u64,
         digits: u8,
     },
+    /// White space between a size and what may follow it.
+    Blank {
+        value: u64,
+    },
     Extension {
         value: u64,
     },
@@ -114,8 +118,9 @@ impl Chunks {
     fn step(&mut self, byte: u8) -> Result<At, BadFraming> {
         Ok(match (self.at, byte) {
             (At::SizeStart, _) => At::Size { value: hex(byte)?, digits: 1 },
-            (At::Size { value, .. }, b'\r') => At::SizeLf { value },
-            (At::Size { value, .. }, b';' | b' ' | b'\t') => At::Extension { value },
+            (At::Size { value, .. } | At::Blank { value }, b'\r') => At::SizeLf { value },
+            (At::Size { value, .. } | At::Blank { value }, b';') => At::Extension { value },
+            (At::Size { value, .. } | At::Blank { value }, b' ' | b'\t') => self.skip(At::Blank { value })?,
             (At::Size { value, digits }, _) if digits < SIZE_DIGITS => {
                 At::Size { value: value << 4 | hex(byte)?, digits: digits + 1 }
             }
@@ -160,7 +165,7 @@ mod tests {
 
     #[test]
     fn chunks_decode_the_same_at_every_split() {
-        let wire = b"5\r\nhello\r\n1;ext=\"a\"\r\n \r\n00B\r\nwide world!\r\n0\r\nX-T: 1\r\n\r\n";
+        let wire = b"5\r\nhello\r\n1 ;ext=\"a\"\r\n \r\n00B\r\nwide world!\r\n0\r\nX-T: 1\r\n\r\n";
         for at in 0..wire.len() {
             let (payload, progress) = decode_in(&[&wire[..at], &wire[at..]]).unwrap();
             assert_eq!(
@@ -188,6 +193,8 @@ mod tests {
             b"5\r\nhelloX\r\n",
             b"-1\r\n",
             b" 5\r\n",
+            b"2 5\r\n",
+            b"2 x\r\n",
             b"5;a\nhello",
             b"0\r\n\n",
             b"1000000000000000\r\n",

@@ -44,8 +44,9 @@ impl Head {
             Ok(httparse::Status::Partial) => return Ok(Parsed::Partial),
             Err(_) => return Err(Failure::Invalid("malformed head")),
         };
-        let status =
-            response.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or(Failure::Invalid("bad status"))?;
+        // RFC 9110 §15: others have no meaning that a client could read.
+        let code = response.code.filter(|code| (100..600).contains(code));
+        let status = code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or(Failure::Invalid("bad status"))?;
         if status == StatusCode::SWITCHING_PROTOCOLS {
             return Err(Failure::Invalid("switched protocols unasked"));
         }
@@ -70,10 +71,13 @@ impl Head {
     ) -> Result<Answer, Failure> {
         let framing = self.framing(method)?;
         // Said twice it is still one length, and goes on as one field; an answer without a body has none to tell.
-        let length = self.headers.remove(header::CONTENT_LENGTH).filter(|_| self.status != StatusCode::NO_CONTENT);
+        let has_none = matches!(self.status, StatusCode::NO_CONTENT | StatusCode::RESET_CONTENT);
+        let length = self.headers.remove(header::CONTENT_LENGTH).filter(|_| !has_none);
         length.map(|length| self.headers.insert(header::CONTENT_LENGTH, length));
         let reusable = whole
             && self.persists
+            // Its content, which it must not have (RFC 9110 §15.3.6), is not read.
+            && self.status != StatusCode::RESET_CONTENT
             && !framing.ends_with_close()
             && !has_token(&self.headers, header::CONNECTION, "close");
         let home = Home { peer, reusable, advertised: advertised(&self.headers) };
@@ -84,7 +88,7 @@ impl Head {
 
     /// Where the body ends (RFC 9112 §6.3).
     fn framing(&self, method: &Method) -> Result<Framing, Failure> {
-        if method == Method::HEAD || matches!(self.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+        if method == Method::HEAD || matches!(self.status.as_u16(), 204 | 205 | 304) {
             return Ok(Framing::Length(0));
         }
         let codings: Vec<_> = self.headers.get_all(header::TRANSFER_ENCODING).iter().collect();
@@ -169,6 +173,8 @@ mod tests {
         assert!(matches!(framing("content-length: 5\r\ncontent-length: 5\r\n").unwrap(), Framing::Length(5)));
         assert!(matches!(framing("transfer-encoding: Chunked\r\n").unwrap(), Framing::Chunked(_)));
         assert!(matches!(framing("").unwrap(), Framing::UntilClose));
+        let reset = parsed(b"HTTP/1.1 205 Reset Content\r\ncontent-length: 4\r\n\r\nevil").unwrap();
+        assert!(matches!(reset.framing(&Method::POST).unwrap(), Framing::Length(0)));
         for bad in [
             "content-length: 5\r\ncontent-length: 6\r\n",
             "content-length: +5\r\n",
@@ -189,6 +195,9 @@ mod tests {
         let wire = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n\r\n";
         assert!(matches!(Head::parse(wire).unwrap(), Parsed::Interim { length: 25 }));
         assert!(Head::parse(b"HTTP/1.1 101 Switching Protocols\r\n\r\n").is_err());
+        for status in ["000", "099", "600", "999"] {
+            assert!(Head::parse(format!("HTTP/1.1 {status} X\r\n\r\n").as_bytes()).is_err(), "{status}");
+        }
         assert!(Head::parse(b"SSH-2.0-OpenSSH\r\n").is_err());
     }
 }

@@ -24,6 +24,8 @@ use crate::edge::wire::Wire;
 const HEAD_LIMIT: usize = 64 * 1024;
 /// Interim answers (1xx) before the final one.
 const INTERIM_LIMIT: usize = 8;
+/// A connection that takes no more has ended: what was said before is there to be read but for a turn of this thread.
+const LAST_WORD: Duration = Duration::from_millis(250);
 /// Pieces handed to one vectored write; the kernel takes 1,024 and more gains nothing.
 const SLICES: usize = 32;
 
@@ -85,10 +87,9 @@ pub async fn send(
         // Boxed, as all that happens rarely: a request that needs none of it does not carry it along.
         None => Box::pin(connected(pool, to, timeouts)).await?,
     };
-    let written = write(&mut stream, &head(request, &to.config.url), request.body, pool).await;
-    let written = written.map_err(|error| unanswered(Some(&error), idle))?;
-    let head = read_head(&mut stream, pool, written.answered, idle).await?;
-    head.into_answer(stream, pool, Peer::of(to), written.whole, timeouts.between_chunks, request.method)
+    let head = head(request, &to.config.url);
+    let (head, whole) = exchange(&mut stream, pool, &head, request.body, idle).await?;
+    head.into_answer(stream, pool, Peer::of(to), whole, timeouts.between_chunks, request.method)
 }
 
 async fn connected(pool: &Pool, to: &Member, timeouts: &Timeouts) -> Result<Wire, Failure> {
@@ -129,39 +130,77 @@ fn head(request: &Outgoing<'_>, url: &BackendUrl) -> Vec<u8> {
     out
 }
 
-/// How far writing came.
-struct Written {
-    /// The whole request is out; otherwise the backend answered before it had read it.
-    whole: bool,
-    /// What was read of an early answer.
-    answered: Vec<u8>,
+/// Sends a request and reads the head of its answer; whether the whole request went out before that. A backend may answer
+/// before it has read everything (413, 401): then the rest is not sent, for nobody reads it.
+async fn exchange(
+    stream: &mut Wire,
+    pool: &Pool,
+    head: &[u8],
+    body: &[Bytes],
+    idle: Option<Duration>,
+) -> Result<(Head, bool), Failure> {
+    let mut held = Held { stream, is_heard: false };
+    let mut heard = Heard { idle, ..Heard::default() };
+    let answered = match write(held.stream, head, body, pool, &mut heard).await? {
+        Written::Whole => {
+            let head = heard.head(held.stream, pool).await?;
+            held.is_heard = true;
+            return Ok((head, true));
+        }
+        Written::Answered(head) => head,
+        // It takes no more, perhaps for a reason that it gave: that came before the end, but it may not be seen yet.
+        Written::Refused(error) => match timeout(LAST_WORD, heard.head(held.stream, pool)).await {
+            Ok(Err(Failure::Unanswered { .. })) | Err(_) => return Err(unanswered(Some(&error), idle)),
+            Ok(answered) => answered?,
+        },
+    };
+    Ok((answered, false))
 }
 
-/// Writes head and body. A backend may answer before it has read everything (413, 401): then the rest
-/// is not sent, for nobody reads it.
-async fn write(stream: &mut Wire, head: &[u8], body: &[Bytes], pool: &Pool) -> io::Result<Written> {
+/// A connection whose request may not have been read to its end.
+struct Held<'a> {
+    stream: &'a mut Wire,
+    is_heard: bool,
+}
+
+impl Drop for Held<'_> {
+    /// An end in order would stand in line behind what the backend does not read, and it would go on working.
+    fn drop(&mut self) {
+        if !self.is_heard {
+            // An error means that it is closed already.
+            let _ = self.stream.tcp().set_zero_linger();
+        }
+    }
+}
+
+/// How writing ended.
+enum Written {
+    Whole,
+    /// The backend answered before it had read it all.
+    Answered(Head),
+    /// The connection takes no more.
+    Refused(io::Error),
+}
+
+/// Writes head and body, and listens meanwhile.
+async fn write(
+    stream: &mut Wire,
+    head: &[u8],
+    body: &[Bytes],
+    pool: &Pool,
+    heard: &mut Heard,
+) -> Result<Written, Failure> {
     let mut left = Left { head, body, done: 0 };
-    let mut answered = Vec::new();
     loop {
-        match poll_fn(|cx| left.poll(stream, pool, cx)).await {
+        match poll_fn(|cx| left.poll(stream, pool, heard, cx)).await {
             Ok(Step::Wrote(written)) => left.advance(written),
-            Ok(Step::Out) => return Ok(Written { whole: true, answered }),
-            Ok(Step::Heard(bytes)) => {
-                answered.extend(bytes);
-                if is_final(&mut answered) {
-                    return Ok(Written { whole: false, answered });
+            Ok(Step::Out) => return Ok(Written::Whole),
+            Ok(Step::Heard(answered)) => {
+                if let Some(head) = answered? {
+                    return Ok(Written::Answered(head));
                 }
             }
-            // It closed, perhaps after saying why.
-            Err(error) => match poll_fn(|cx| Poll::Ready(pool.poll_read(stream, cx, <[u8]>::to_vec))).await {
-                Poll::Ready(Ok(Some(bytes))) => {
-                    answered.extend(bytes);
-                    return Ok(Written { whole: false, answered });
-                }
-                // Where TLS was refused, that is what it says now.
-                Poll::Ready(Err(why)) if refused_certificate(&why).is_some() => return Err(why),
-                _ => return Err(error),
-            },
+            Err(error) => return Ok(Written::Refused(error)),
         }
     }
 }
@@ -172,19 +211,7 @@ enum Step {
     /// All of it has left, and nothing waits to be encrypted or sent.
     Out,
     /// It said something meanwhile.
-    Heard(Vec<u8>),
-}
-
-/// Whether what a backend said while it was being written to is its answer. `100 Continue` and its like are not; they
-/// are taken off.
-fn is_final(answered: &mut Vec<u8>) -> bool {
-    loop {
-        match Head::parse(answered) {
-            Ok(Parsed::Interim { length }) => drop(answered.drain(..length)),
-            Ok(Parsed::Partial) => return false,
-            Ok(Parsed::Final(_)) | Err(_) => return true,
-        }
-    }
+    Heard(Result<Option<Head>, Failure>),
 }
 
 /// What is still to be written.
@@ -201,7 +228,7 @@ impl Left<'_> {
     }
 
     /// Writes, and listens only where that has to wait.
-    fn poll(&self, stream: &mut Wire, pool: &Pool, cx: &mut Context<'_>) -> Poll<io::Result<Step>> {
+    fn poll(&self, stream: &mut Wire, pool: &Pool, heard: &mut Heard, cx: &mut Context<'_>) -> Poll<io::Result<Step>> {
         let step = if self.is_empty() {
             Pin::new(&mut *stream).poll_flush(cx).map_ok(|()| Step::Out)
         } else {
@@ -210,7 +237,7 @@ impl Left<'_> {
         if step.is_ready() {
             return step;
         }
-        let heard = ready!(pool.poll_read(stream, cx, <[u8]>::to_vec))?;
+        let heard = ready!(pool.poll_read(stream, cx, |read| heard.take(read)))?;
         Poll::Ready(heard.map(Step::Heard).ok_or(ErrorKind::UnexpectedEof.into()))
     }
 
@@ -245,39 +272,58 @@ impl Left<'_> {
     }
 }
 
-/// Reads up to the end of the final head; `begun` is what an early answer brought already.
-async fn read_head(stream: &mut Wire, pool: &Pool, begun: Vec<u8>, idle: Option<Duration>) -> Result<Head, Failure> {
-    let mut partial = begun;
-    let mut interim = 0;
-    loop {
-        match Head::parse(&partial)? {
-            Parsed::Final(head) => return Ok(head),
-            Parsed::Interim { length } if interim < INTERIM_LIMIT => {
-                interim += 1;
-                partial.drain(..length);
-                continue;
-            }
-            Parsed::Interim { .. } => return Err(Failure::Invalid("endless interim answers")),
-            Parsed::Partial if partial.len() > HEAD_LIMIT => return Err(Failure::Invalid("head too large")),
-            Parsed::Partial => {}
-        }
-        let is_first = partial.is_empty();
-        let ended = |error| if is_first { unanswered(error, idle) } else { Failure::Invalid("head cut short") };
-        let read = pool.read(stream, |read| {
-            // Mostly all of it comes at once: then it is parsed where it was read to.
-            match Head::parse(read) {
-                Ok(Parsed::Final(head)) if is_first => Some(head),
-                _ => {
-                    partial.extend_from_slice(read);
-                    None
+/// What was heard of an answer, up to the end of its head.
+#[derive(Default)]
+struct Heard {
+    /// The beginning of a head.
+    partial: Vec<u8>,
+    /// Interim answers that were passed over.
+    interim: usize,
+    /// How long the connection had been idle.
+    idle: Option<Duration>,
+}
+
+impl Heard {
+    /// Takes what was read; the final head once it is whole.
+    fn take(&mut self, read: &[u8]) -> Result<Option<Head>, Failure> {
+        let mut before = std::mem::take(&mut self.partial);
+        // Mostly all of it comes at once: then it is parsed where it was read to.
+        let mut left = if before.is_empty() {
+            read
+        } else {
+            before.extend_from_slice(read);
+            &before
+        };
+        loop {
+            match Head::parse(left)? {
+                Parsed::Final(head) => return Ok(Some(head)),
+                Parsed::Interim { length } if self.interim < INTERIM_LIMIT => {
+                    self.interim += 1;
+                    left = left.get(length..).unwrap_or_default();
+                }
+                Parsed::Interim { .. } => return Err(Failure::Invalid("endless interim answers")),
+                Parsed::Partial if left.len() > HEAD_LIMIT => return Err(Failure::Invalid("head too large")),
+                Parsed::Partial => {
+                    self.partial = left.to_vec();
+                    return Ok(None);
                 }
             }
-        });
-        match read.await {
-            Ok(None) => return Err(ended(None)),
-            Err(error) => return Err(ended(Some(&error))),
-            Ok(Some(Some(head))) => return Ok(head),
-            Ok(Some(None)) => {}
+        }
+    }
+
+    /// Reads on to the end of the final head.
+    async fn head(&mut self, stream: &mut Wire, pool: &Pool) -> Result<Head, Failure> {
+        loop {
+            match pool.read(stream, |read| self.take(read)).await {
+                Ok(Some(answered)) => {
+                    if let Some(head) = answered? {
+                        return Ok(head);
+                    }
+                }
+                _ if !self.partial.is_empty() => return Err(Failure::Invalid("head cut short")),
+                Ok(None) => return Err(unanswered(None, self.idle)),
+                Err(error) => return Err(unanswered(Some(&error), self.idle)),
+            }
         }
     }
 }
