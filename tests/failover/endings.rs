@@ -86,8 +86,12 @@ async fn a_stream_of_a_type_in_capitals_that_breaks_says_so() {
 async fn lines_that_break_off_are_seen_to() {
     let (proxy, [backend]) = proxied("", ["a"]).await;
     let line = format!("{{\"model\":\"{NATIVE}\",\"response\":\"one\",\"done\":false}}\n");
-    let answer = Answer::chunked(200, &[("content-type", "application/x-ndjson")]).chunk(line).reset();
-    let text = broken(&proxy.client, &backend, "/api/generate", answer).await;
+    let (gate, lines) = (Gate::closed(), [("content-type", "application/x-ndjson")]);
+    backend.always(Answer::chunked(200, &lines).chunk(line).hold(&gate).reset());
+    let events = Events::of(proxy.client.post("/api/generate", stream_body().to_string())).await;
+    gate.open();
+    let (text, is_broken) = events.rest_or_break().await;
+    assert!(is_broken, "a clean end of {text:?}");
     assert!(text.starts_with(&format!("{{\"model\":\"{MODEL}\"")) && !text.contains("\"done\":true"), "{text}");
 }
 
