@@ -10,7 +10,7 @@ const ROOMS: [(&str, &[&str]); 10] = [
     ("error", &[]),
     ("metrics", &[]),
     ("fleet", &["clock", "config"]),
-    ("plugin", &["config"]),
+    ("plugin", &["clock", "config"]),
     ("edge", &["clock", "config", "error", "fleet", "metrics", "plugin"]),
     ("control", &["clock", "config", "edge", "fleet", "metrics", "plugin"]),
     ("cli", &["config", "control", "edge", "fleet", "metrics", "plugin"]),
