@@ -256,6 +256,14 @@ impl Backend {
         Held::of(self.live.held.load(SeqCst)).slots
     }
 
+    /// How many of the slots that ours take must come free before a request of this cost fits. `None` where nothing that
+    /// ours do would make it fit.
+    pub fn lacks(&self, cost: u32) -> Option<u32> {
+        let (room, taken) = (self.room(), self.taken());
+        let may_serve = room > 0 && self.is_open() && !self.is_suspended();
+        may_serve.then(|| if cost > room { taken } else { (taken + cost).saturating_sub(room) })
+    }
+
     /// Slots it has now, whoever takes them.
     pub fn slots(&self) -> u32 {
         let slots = self.live.limit.load(SeqCst);
