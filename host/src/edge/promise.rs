@@ -174,9 +174,11 @@ mod tests {
     async fn what_others_hold_comes_free_when_they_are_done() {
         let queue = Queue::new(0, 0);
         let [full, free] = [(); 2].map(|()| backend_with(&queue, 2));
-        // Ours take no time.
-        Backend::claim(&full, 1).unwrap().end_well();
-        Backend::claim(&free, 1).unwrap().end_well();
+        for _ in 0..40 {
+            // Ours take no time.
+            Backend::claim(&full, 1).unwrap().end_well();
+            Backend::claim(&free, 1).unwrap().end_well();
+        }
         assert!(first_promise(&[Arc::clone(&full)]) < 0.1);
         full.asking();
         full.reported_in(&Report { running: Some(2), ..Report::default() }, &limits());
@@ -189,10 +191,9 @@ mod tests {
         let queue = Queue::new(0, 0);
         let backend = backend_with(&queue, 1);
         assert!((2.0..10.0).contains(&first_promise(&[Arc::clone(&backend)])));
-        let lease = Backend::claim(&backend, 1).unwrap();
-        tokio::time::advance(Duration::from_millis(400)).await;
-        lease.end_well();
-        let told = first_promise(&[backend]);
-        assert!((0.39..0.41).contains(&told), "the first that was measured counts as it is: {told}");
+        for _ in 0..40 {
+            Backend::claim(&backend, 1).unwrap().end_well();
+        }
+        assert!(first_promise(&[backend]) < 0.2, "it gives way to what is measured");
     }
 }

@@ -25,8 +25,6 @@ use crate::config::BackendUrl;
 
 /// An engine that restarts refuses connections for a moment, and one that shuts down until it is gone: past this it is.
 const GONE_AFTER_MS: u64 = 3_000;
-/// How long a slot is thought to be held before the first was: a generation of some hundred tokens.
-const UNMEASURED_HOLD: Duration = Duration::from_secs(3);
 /// Without a new failure the average of errors halves in this time.
 const ERRORS_HALVE_MS: u64 = 5_000;
 
@@ -121,11 +119,7 @@ impl Backend {
     /// Slots are free again; for the lease alone. `held_ms`: how long they were held, where that says something.
     pub(super) fn give_back(&self, cost: u32, held_ms: Option<u32>, is_trial: bool) {
         if let Some(held_ms) = held_ms {
-            // 0 stands for none.
-            let (measured, held_ms) = (&self.live.hold_ms, held_ms.max(1));
-            if measured.compare_exchange(0, held_ms, Relaxed, Relaxed).is_err() {
-                move_average(measured, held_ms);
-            }
+            move_average(&self.live.hold_ms, held_ms);
         }
         if is_trial {
             self.live.on_trial.store(false, SeqCst);
@@ -263,6 +257,14 @@ impl Backend {
         held.slots + usual_cost > self.live.limit.load(SeqCst)
     }
 
+    /// How many of the slots that ours take must come free before a request of this cost fits. `None` where nothing that
+    /// ours do would make it fit.
+    pub fn lacks(&self, cost: u32) -> Option<u32> {
+        let (room, taken) = (self.room(), self.taken());
+        let may_serve = room > 0 && self.is_open() && !self.is_suspended();
+        may_serve.then(|| if cost > room { taken } else { (taken + cost).saturating_sub(room) })
+    }
+
     /// Slots it has now, whoever takes them.
     pub fn slots(&self) -> u32 {
         let slots = self.live.limit.load(SeqCst);
@@ -321,12 +323,9 @@ impl Backend {
         self.live.first_byte_us.load(Relaxed)
     }
 
-    /// How long a slot is held, on average; what it is thought to be where no answer has come whole yet.
+    /// How long a slot is held, on average.
     pub fn mean_hold(&self) -> Duration {
-        match self.live.hold_ms.load(Relaxed) {
-            0 => UNMEASURED_HOLD,
-            measured => Duration::from_millis(measured.into()),
-        }
+        Duration::from_millis(u64::from(self.live.hold_ms.load(Relaxed)))
     }
 
     /// How long it still wants to be left alone.

@@ -4,6 +4,9 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Re
 
 /// Weight of the newest observation in the moving averages, as a right shift: 1/8.
 const AVERAGE_SHIFT: u32 = 3;
+/// How long a slot is thought to be held before the first was: a generation of some hundred tokens. It gives way to what is
+/// measured little by little: a few quick answers say nothing of a crowd.
+const UNMEASURED_HOLD_MS: u32 = 3_000;
 /// What a number that an engine did not report is in a column (`wit/vision-proxy.wit`).
 pub const UNKNOWN: u32 = u32::MAX;
 
@@ -52,7 +55,7 @@ pub struct Live {
     pub failed_at_ms: AtomicU64,
     /// Since when nobody listens at its address; 0 while somebody does.
     pub refusing_since_ms: AtomicU64,
-    /// How long a slot is held, on average, in milliseconds; 0 before the first was.
+    /// How long a slot is held, on average, in milliseconds.
     pub hold_ms: AtomicU32,
     pub requests: AtomicU64,
     pub failures: AtomicU64,
@@ -85,7 +88,7 @@ impl Live {
             refusing_since_ms: AtomicU64::new(0),
             first_byte_us: AtomicU32::new(0),
             errors_permille: AtomicU32::new(0),
-            hold_ms: AtomicU32::new(0),
+            hold_ms: AtomicU32::new(UNMEASURED_HOLD_MS),
             requests: AtomicU64::new(0),
             failures: AtomicU64::new(0),
         }

@@ -163,6 +163,22 @@ impl Line {
         Some(waiter)
     }
 
+    /// Whether the slots of this backend are kept for the waiter at this place, who needs more than are free there. Each
+    /// such waiter has slots kept at one backend, where it lacks the fewest and nobody before it has some kept: there it
+    /// comes to its turn, and those behind it are served by all others.
+    fn saves_at(&self, at: usize, backend: &Backend) -> bool {
+        if self.waiters.get(at).is_none_or(|waiter| waiter.cost <= 1) {
+            return true;
+        }
+        let mut kept: Vec<u64> = Vec::new();
+        for waiter in self.waiters.iter().take(at + 1).filter(|waiter| waiter.cost > 1) {
+            let others = waiter.wants.iter().filter(|other| waiter.can_use(other.id) && !kept.contains(&other.id));
+            let closest = others.filter_map(|other| Some((other.lacks(waiter.cost)?, other.id))).min();
+            kept.extend(closest.map(|(_, id)| id));
+        }
+        kept.contains(&backend.id)
+    }
+
     /// Makes room for somebody whose turn is before that of the last ones: so nobody fills the line for all others.
     fn evict_for(&mut self, turn: Turn, fits: impl Fn(&Self) -> bool) {
         while !fits(self) && self.waiters.back().is_some_and(|last| last.turn.round > turn.round) {
@@ -290,10 +306,11 @@ impl Queue {
         let mut from = 0;
         while let Some(at) = line.waiters.iter().skip(from).position(may_have).map(|at| at + from) {
             let Some(lease) = line.waiters.get(at).and_then(|waiter| waiter.claim(backend)) else {
-                if !backend.is_suspended() {
+                if !backend.is_suspended() && line.saves_at(at, backend) {
                     return;
                 }
-                // It may not be the trial, or has sounder ones to wait for; others have not.
+                // It may not be the trial, has sounder ones to wait for, or needs more slots than are free and waits for those
+                // elsewhere; others do not.
                 from = at + 1;
                 continue;
             };
@@ -559,6 +576,34 @@ mod tests {
         queue.resize(0, 1024);
         let refused = enter_by(&queue, Wish { was_served: true, ..wish(&wanted) });
         assert_eq!(refused.unwrap_err(), Refused, "where nobody may wait");
+    }
+
+    #[tokio::test]
+    async fn who_needs_more_slots_holds_up_one_backend_and_no_more() {
+        let queue = Queue::new(8, 1024);
+        // Where both lack as many, the elder.
+        let (b, a) = (backend_with(&queue, 3), backend_with(&queue, 3));
+        let claim = |backend: &Arc<Backend>, count| (0..count).filter_map(|_| Backend::claim(backend, 1)).collect();
+        let (mut of_a, mut of_b): (Vec<_>, Vec<_>) = (claim(&a, 3), claim(&b, 2));
+        let both = wants(&[&a, &b]);
+        let mut large = enter_by(&queue, Wish { cost: 3, ..wish(&both) }).unwrap();
+        let mut small = [(); 3].map(|()| enter_by(&queue, wish(&both)).unwrap());
+        assert!(small.iter_mut().all(|small| small.try_slot().is_none()), "a is full, and b nearer to what it needs");
+        of_a.pop();
+        let lease = small[0].slot().await;
+        assert_eq!(lease.backend.id, a.id);
+        of_b.pop();
+        assert!(small[1].try_slot().is_none() && large.try_slot().is_none(), "one of b is still to come");
+        of_b.pop();
+        let dear = large.slot().await;
+        assert_eq!(dear.backend.id, b.id);
+        of_a.clear();
+        let _both = (small[1].slot().await, small[2].slot().await);
+        // Two of them keep two backends.
+        drop((lease, _both));
+        let (_one_of_a, _all_of_b) = (Backend::claim(&a, 1), dear);
+        let _large = [(); 2].map(|()| enter_by(&queue, Wish { cost: 3, ..wish(&both) }).unwrap());
+        assert!(enter_by(&queue, wish(&both)).unwrap().try_slot().is_none());
     }
 
     #[tokio::test]
