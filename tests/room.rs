@@ -37,14 +37,14 @@ async fn are_served(held: Vec<Pending>, gate: &Gate) {
 
 #[tokio::test]
 async fn what_others_hold_is_left_to_them() {
-    let (proxy, backend, gate) = before(4, Report { running: 3, ..Report::default() }).await;
+    let (proxy, backend, gate) = before(4, Report { others: 3, ..Report::default() }).await;
     let held: Vec<_> = (0..4).map(|_| proxy.client.begin_chat()).collect();
     gate.reached_by(1).await;
     proxy.queues(3).await;
     let told = proxy.backend("a").await;
     assert_eq!((&told["slots"], &told["room"], &told["in_flight"]), (&4.into(), &1.into(), &1.into()), "{told}");
-    // One of the four is ours: the others have gone but for one.
-    backend.report(Report { running: 2, ..Report::default() });
+    // The others have gone but for one.
+    backend.report(Report { others: 1, ..Report::default() });
     gate.reached_by(3).await;
     proxy.queues(1).await;
     assert_eq!(backend.in_flight(), 3);
@@ -159,12 +159,11 @@ async fn images_take_the_slots_they_cost() {
 #[tokio::test]
 async fn images_that_cost_more_than_others_leave_take_what_they_leave() {
     let top = format!("{POLLS}[capacity.cost]\nimage = 1.0\n");
-    let (proxy, backend, gate) = before_by(&top, 4, Report { running: 1, ..Report::default() }).await;
+    let (proxy, backend, gate) = before_by(&top, 4, Report { others: 1, ..Report::default() }).await;
     assert_eq!(proxy.backend("a").await["room"], 3);
     // One and three: never will all four be free while somebody else is there.
     let mut held = vec![with_images(&proxy, 3)];
     gate.reached_by(1).await;
-    backend.report(Report { running: 2, ..Report::default() });
     held.extend([proxy.client.begin_chat(), proxy.client.begin_chat()]);
     proxy.queues(2).await;
     assert_eq!(backend.in_flight(), 1, "it has all to itself");

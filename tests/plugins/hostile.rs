@@ -370,7 +370,7 @@ async fn what_the_host_does_for_a_guest_or_takes_it_for_is_bounded() {
         let guest = || Guest { ask, fields, ..Guest::default() };
         rows.push(("at configure", policy(Guest { configure: &configure, ..guest() }), Refused("configure"), "fuel"));
         rows.push(("at update", policy(Guest { update: &without_end, ..guest() }), Refused("update"), "fuel"));
-        rows.push(("at the trial", policy(Guest { pick: &pick, ..guest() }), Refused("trial"), "plugins.limits.fuel"));
+        rows.push(("at the trial", policy(Guest { pick: &pick, ..guest() }), Refused("trial"), "fuel"));
         rows.push(("at work", policy(Guest { pick: &at_work, ..guest() }), RolledBack("fuel"), "fuel"));
     }
     meets(MY_POLICY, &last_row(), rows).await;

@@ -148,7 +148,9 @@ impl Learned {
         let Round { first_byte_us, wholes, whole_us, tokens, .. } = self.round;
         let quick_us = self.first_byte_us * FIRST_BYTE_FACTOR + SLACK_US;
         let streams = first_byte_us.map(|us| us * 1_000 / quick_us);
-        let quick_us = self.token_us * tokens * TOKEN_HALVES / 2 + SLACK_US * wholes;
+        // An engine may claim any number of tokens.
+        let quick_us = (self.token_us.saturating_mul(tokens) / 2).saturating_mul(TOKEN_HALVES);
+        let quick_us = quick_us.saturating_add(SLACK_US * wholes);
         let others = (wholes > 0).then(|| whole_us * 1_000 / quick_us);
         streams.into_iter().chain(others).min().unwrap_or(0)
     }
@@ -196,7 +198,7 @@ impl Round {
             Took::Whole { us, tokens } => {
                 self.wholes += 1;
                 self.whole_us += us;
-                self.tokens += tokens;
+                self.tokens = self.tokens.saturating_add(tokens);
             }
         }
     }
@@ -310,6 +312,16 @@ mod tests {
 
     fn limits(engine: Engine, seconds: u64) -> Vec<u32> {
         closed_loop(engine, Learned::default(), 0, seconds).1.limits
+    }
+
+    #[test]
+    fn an_engine_may_claim_any_number_of_tokens() {
+        let mut learned = Learned::default();
+        for tokens in [u64::MAX, 1, u64::MAX / 2, 0].into_iter().cycle().take(40) {
+            let answer = Answer { sent_ms: 1, was_full: true, took: Took::Whole { us: 1_000_000, tokens } };
+            learned = learned.answered(answer, false, 8, 0);
+        }
+        assert!(RANGE.contains(&learned.slots()));
     }
 
     #[test]

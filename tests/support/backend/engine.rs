@@ -15,6 +15,8 @@ pub enum Speaks {
 #[derive(Clone, Copy, Default)]
 pub struct Report {
     pub running: u32,
+    /// Requests of others that run there: where there are any, `running` is those and ours, as a true engine counts.
+    pub others: u32,
     pub waiting: u32,
     /// 0 to 1.
     pub kv_cache_used: f64,

@@ -65,7 +65,11 @@ impl State {
 
     fn poll_answer(&self, target: &str) -> Answer {
         self.polled.lock().expect("no poison").push(target.to_owned());
-        self.speaks.answer(target, &self.native, *self.report.lock().expect("no poison"))
+        let mut report = *self.report.lock().expect("no poison");
+        if report.others > 0 {
+            report.running = report.others + u32::try_from(self.in_flight.load(SeqCst)).expect("few");
+        }
+        self.speaks.answer(target, &self.native, report)
     }
 
     /// Whether the peer is still there to be sent this.
