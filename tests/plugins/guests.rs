@@ -1,7 +1,7 @@
 //! Plugins for these tests: the real ones that the build compiled, and small ones in the component text format
 //! that do one thing, or one wrong.
 
-pub use super::guest::{Guest, RANDOM_BYTES, STREAM, TIME, WAKING};
+pub use super::guest::Guest;
 
 pub const ROUND_ROBIN: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/builtin/round-robin.wasm"));
 pub const LEAST_BUSY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/builtin/least-busy.wasm"));

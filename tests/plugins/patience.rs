@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::bombs;
+use super::guest::{RANDOM_BYTES, STREAM, TIME, WAKING};
 use super::guests::*;
 use super::*;
 
