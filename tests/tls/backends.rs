@@ -85,7 +85,8 @@ async fn an_answer_that_is_cut_short_is_never_taken_for_whole() {
     backend.always(unframed("half of i").close());
     front.cuts();
     let cut = try_whole(proxy.client.post(CHAT, chat_body().to_string())).await;
-    assert!(cut.is_err(), "{cut:?}");
+    // Where the cut comes together with the piece before it, nothing has gone to the client yet.
+    assert!(cut.as_ref().map_or(true, |reply| reply.status == 502), "{cut:?}");
 }
 
 #[tokio::test]
