@@ -1,5 +1,7 @@
 //! Bad input gets a clear error, in the language of its path, and changes nothing else.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::support::*;
@@ -146,12 +148,34 @@ async fn a_client_that_sends_all_of_a_refused_body_reads_why() {
         for _ in 0..3 {
             let mut raw = Raw::connect(proxy.listen).await;
             raw.send(&request).await;
-            assert_eq!(raw.reply().await.status, status);
+            let reply = raw.reply().await;
+            assert_eq!((reply.status.as_u16(), reply.header("connection")), (status, "close"));
             assert!(raw.rest().await.1, "reset");
         }
     }
     assert_eq!(backend.request_count(), 0);
     proxy.client.chat().await.ok();
+}
+
+#[tokio::test]
+async fn a_small_refused_body_costs_no_connection() {
+    let (proxy, [_backend]) = proxied("", ["a"]).await;
+    let mut raw = Raw::connect(proxy.listen).await;
+    let padding = " ".repeat(30 << 10);
+    for request in [
+        sized_request("/unknown/path", &padding),
+        sized_request(CHAT, &format!("{{]{padding}")),
+        String::from_utf8([chunked_head(CHAT).into_bytes(), in_chunks([padding.as_bytes(), b"[]"])].concat()).unwrap(),
+    ] {
+        // In two pieces: the answer could be known before the second.
+        let (first, second) = request.split_at(request.len() - 100);
+        raw.send(first).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        raw.send(second).await;
+        assert!(raw.reply().await.status.is_client_error());
+        raw.send(sized_request(CHAT, &chat_body().to_string())).await;
+        raw.reply().await.ok();
+    }
 }
 
 #[tokio::test]

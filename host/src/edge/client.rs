@@ -147,6 +147,11 @@ impl ClientStream {
         Unanswered(Rc::clone(&self.0))
     }
 
+    /// The last request has a body that was not read to its end.
+    pub fn is_body_unread(&self) -> bool {
+        self.0.body_unread.get()
+    }
+
     /// The body has been read to its end.
     pub fn has_read_body(&self) {
         self.0.body_unread.set(false);

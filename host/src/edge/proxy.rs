@@ -42,7 +42,7 @@ pub struct Client {
 pub async fn serve(
     worker: Rc<Worker>,
     client: Rc<Client>,
-    (mut parts, incoming): (Parts, Incoming),
+    (mut parts, mut incoming): (Parts, Incoming),
 ) -> Result<Response<Body>, Infallible> {
     let started = Instant::now();
     let _unanswered = client.watched.as_ref().map(|stream| stream.unanswered(!incoming.is_end_stream()));
@@ -61,7 +61,7 @@ pub async fn serve(
                 request_id: &request_id,
                 started,
             };
-            arrival.forward(&mut parts, incoming).await
+            arrival.forward(&mut parts, &mut incoming).await
         }
         Ok((_, target)) => answer::own(&target, &current.snapshot),
         Err(refused) => Err(refused),
@@ -71,14 +71,30 @@ pub async fn serve(
         answer::error(&error, dialect)
     });
     response.headers_mut().insert(headers::X_REQUEST_ID, request_id);
-    // Of HTTP/1 alone: over HTTP/2 a GOAWAY says it.
-    if client.watched.is_some() && worker.shared.draining.load(Relaxed) {
+    // Of HTTP/1 alone: over HTTP/2 a GOAWAY says it, and a body that is not read is in nobody's way.
+    if let Some(stream) = &client.watched
+        && (!is_body_over(stream, &parts.headers, &mut incoming).await || worker.shared.draining.load(Relaxed))
+    {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     if is_head {
         respond::without_body(&mut response);
     }
     Ok(response)
+}
+
+/// Whether another request can follow on the connection: not behind a body that nobody read, which must be said, or the next
+/// one is written to a connection that is about to close (RFC 9112 §9.6).
+async fn is_body_over(stream: &ClientStream, headers: &HeaderMap, incoming: &mut Incoming) -> bool {
+    if !stream.is_body_unread() {
+        return true;
+    }
+    // Who asks before it sends the body is to be told no without sending it.
+    let is_over = !headers.contains_key(header::EXPECT) && request::discard(incoming).await;
+    if is_over {
+        stream.has_read_body();
+    }
+    is_over
 }
 
 /// What a request is for, and whose key it brings. Without one it learns only that somebody is here, as load balancers
@@ -108,7 +124,7 @@ impl Arrival<'_> {
         self.key.as_ref().map_or_else(|| self.worker.shared.tenant(headers), |key| key.tenant())
     }
 
-    async fn forward(&self, parts: &mut Parts, incoming: Incoming) -> Result<Response<Body>, ProxyError> {
+    async fn forward(&self, parts: &mut Parts, incoming: &mut Incoming) -> Result<Response<Body>, ProxyError> {
         // Counted as soon as it is known whose it is; until then under no model.
         let account = Account::new(&self.worker.unplaced, &self.worker.decisions, self.started);
         let answered = self.route(parts, incoming, &account).await;
@@ -121,11 +137,11 @@ impl Arrival<'_> {
     async fn route(
         &self,
         parts: &mut Parts,
-        incoming: Incoming,
+        incoming: &mut Incoming,
         account: &Rc<Account>,
     ) -> Result<Response<Body>, ProxyError> {
         let config = Arc::clone(&self.current.snapshot.config);
-        let announced = request::announced(&incoming, &config.limits)?;
+        let announced = request::announced(incoming, &config.limits)?;
         let permit = self.key.as_ref().map(|key| key.admit(announced)).transpose()?;
         let body = request::read(&parts.headers, incoming, &config, &self.worker.shared, permit.as_ref()).await?;
         account.permit.replace(permit);

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, header};
 use http_body_util::BodyExt;
 use hyper::body::{Body as _, Frame, Incoming};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 pub use facts::{BodyError, Facts};
 pub use multipart::MultipartScan;
@@ -33,6 +33,9 @@ use crate::error::{ProxyError, Unroutable};
 /// whole would have to fit the largest body on that line, and let whoever sends nothing sit for as long.
 const STRETCH: Duration = Duration::from_secs(10);
 const STRETCH_BYTES: usize = 10 * 1024;
+/// What a refused request may still have to send without losing its connection, and how long that may take.
+const DISCARDED_BYTES: u64 = 64 * 1024;
+const DISCARD_TIME: Duration = Duration::from_millis(100);
 
 /// A body, whole, and what it says.
 #[derive(Debug)]
@@ -105,12 +108,12 @@ pub fn announced(incoming: &Incoming, limits: &Limits) -> Result<u64, ProxyError
 /// What makes it unroutable, too large or incomplete.
 pub async fn read(
     headers: &HeaderMap,
-    mut incoming: Incoming,
+    incoming: &mut Incoming,
     config: &Config,
     shared: &Arc<Shared>,
     permit: Option<&Permit>,
 ) -> Result<RequestBody, ProxyError> {
-    let announced = announced(&incoming, &config.limits)?;
+    let announced = announced(incoming, &config.limits)?;
     let is_coded = |coding: &HeaderValue| !coding.as_bytes().eq_ignore_ascii_case(b"identity");
     if headers.get_all(header::CONTENT_ENCODING).iter().any(is_coded) {
         return Err(ProxyError::UnsupportedEncoding);
@@ -124,7 +127,7 @@ pub async fn read(
     let mut held = HeldBytes::new(shared);
     let (mut chunks, mut length) = (Vec::new(), 0);
     let mut pace = Pace { until: Instant::now() + STRETCH, wanted: STRETCH_BYTES };
-    while let Some(frame) = pace.frame(&mut incoming, length).await? {
+    while let Some(frame) = pace.frame(incoming, length).await? {
         let Ok(chunk) = frame.into_data() else { continue };
         length += chunk.len();
         if let Some(permit) = permit {
@@ -141,6 +144,23 @@ pub async fn read(
     }
     let is_json = matches!(scan, Scan::Json(_));
     Ok(RequestBody { chunks, length, facts: scan.finish()?, is_json, _held: held })
+}
+
+/// Takes what is left of a body that nobody wants, if it is little and as good as there: its client may then go on with the
+/// same connection. Whether it has been read to its end.
+pub async fn discard(incoming: &mut Incoming) -> bool {
+    if incoming.size_hint().lower() > DISCARDED_BYTES {
+        return false;
+    }
+    let taken = async {
+        let mut left = DISCARDED_BYTES;
+        while let Some(frame) = incoming.frame().await {
+            let read = frame.ok()?.data_ref().map_or(0, Bytes::len);
+            left = left.checked_sub(read as u64)?;
+        }
+        Some(())
+    };
+    matches!(timeout(DISCARD_TIME, taken).await, Ok(Some(())))
 }
 
 /// How fast an upload has to go on.
