@@ -148,10 +148,10 @@ impl Proxy {
         eventually("all slots and places are given back", idle).await;
     }
 
-    /// Memory that is its own at this moment, in KiB.
+    /// Memory that is its own at this moment, in KiB: not the pages of the program, which come as it runs.
     pub fn resident_kib(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).expect("a running process");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("its memory");
         line.trim().trim_end_matches(" kB").parse().expect("a number")
     }
 
