@@ -164,7 +164,7 @@ impl Poller {
     /// Whatever comes back behind this address may be something else.
     fn forget_engine(&self) {
         let mut known = self.member().backend.known();
-        known.engine = self.member().config.engine;
+        known.runs(self.member().config.engine);
         known.reported_slots = None;
     }
 
@@ -253,7 +253,7 @@ impl Poller {
             known.reported_slots = None;
             tracing::info!(backend = %self.member().backend.name, engine = engine.name(), "runs another engine now");
         }
-        known.engine = found;
+        known.runs(found);
         if let Some(models) = &report.models {
             // Details change with every poll of some engines (`created` is now); only names matter to plugins.
             changed |= !same_models(&known.models, models);

@@ -13,6 +13,7 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::response::Account;
+use crate::fleet::Cost;
 use crate::plugin::{Column, Decision as Said};
 
 /// Decisions kept, of a worker and in what is shown.
@@ -46,8 +47,8 @@ pub struct Decision {
     pub model: Arc<str>,
     pub images: u32,
     pub body_bytes: u64,
-    /// Slots that it takes.
-    pub cost: u32,
+    /// What it takes.
+    pub cost: Cost,
     pub world: Arc<World>,
     pub picks: SmallVec<[Pick; 1]>,
     pub in_line: Option<Duration>,

@@ -24,7 +24,7 @@ use super::retry::{Cause, History, Verdict};
 use super::worker::{Candidate, Current, Served};
 use super::{headers, request};
 use crate::error::ProxyError;
-use crate::fleet::{Backend, Turn};
+use crate::fleet::{Backend, Cost, Turn};
 use crate::metrics::AttemptEnd;
 
 /// A request on its way through the fleet of one snapshot.
@@ -36,7 +36,7 @@ pub struct Journey<'a> {
     /// Its number among the requests for this model: a second attempt does not disturb the turns of others.
     sequence: u64,
     /// Slots that it takes.
-    cost: u32,
+    cost: Cost,
     body_bytes: u64,
     record: RefCell<Record>,
 }
@@ -112,7 +112,8 @@ impl<'a> Journey<'a> {
         underway: &'a mut Underway,
         body: &request::RequestBody,
     ) -> Self {
-        let cost = current.snapshot.config.capacity.cost.slots(body.facts.images, body.length);
+        let slots = current.snapshot.config.capacity.cost.slots(body.facts.images, body.length);
+        let cost = Cost { slots, tokens: body.facts.tokens() };
         let body_bytes = body.length as u64;
         let decision = Decision {
             request_id: arrival.request_id.to_str().unwrap_or_default().into(),

@@ -12,7 +12,7 @@ use super::decisions::{NAMED_LIMIT, Pick, Record};
 use super::snapshot::Member;
 use super::worker::{Candidate, Current, Place, Served, Tier, Worker};
 use crate::clock::now_ms;
-use crate::fleet::{Backend, Lease, Turn};
+use crate::fleet::{Backend, Cost, Lease, Turn};
 use crate::plugin::{Column, Decision, Fault, Kind, Request};
 
 /// Lost races for a slot before the request stands in line: others were quicker each time, so it is full.
@@ -52,8 +52,8 @@ pub struct Asking<'a> {
     pub reserved: Vec<u64>,
     /// Whether it may be the trial of a backend: another could repeat it.
     pub may_try: bool,
-    /// Slots that it takes.
-    pub cost: u32,
+    /// What it takes.
+    pub cost: Cost,
     /// As the plugin sees it; `random` and `now_ms` are filled in here.
     pub request: Request,
     pub record: &'a RefCell<Record>,
@@ -62,8 +62,12 @@ pub struct Asking<'a> {
 impl Asking<'_> {
     /// Lets the policy pick among all candidates that are available.
     pub fn pick(&self) -> Picked {
-        for _ in 0..RACES {
-            let open = self.available();
+        for race in 0..RACES {
+            let mut open = self.available();
+            if race > 0 {
+                // It may need more than is left somewhere.
+                open.retain(|at| self.member(*at).is_some_and(|member| member.backend.fits(self.cost)));
+            }
             if open.is_empty() {
                 self.record.borrow_mut().pick(self.noted(&[], None));
                 return self.none_available();
@@ -88,7 +92,7 @@ impl Asking<'_> {
     pub fn accept(&self, lease: Lease, turn: Turn) -> Picked {
         let is_its = |(_, backend): &(usize, &Arc<Backend>)| backend.id == lease.backend.id;
         let Some((candidate, _)) = self.untried().find(is_its) else { return Picked::AllBusy };
-        match self.ask(&[candidate], lease.cost()) {
+        match self.ask(&[candidate], lease.slots()) {
             Ok(candidate) => Picked::Slot { candidate, lease },
             Err(other) => {
                 lease.pass_on(turn);
@@ -250,6 +254,7 @@ impl Asking<'_> {
             None if at >= self.tier.candidates => "tier",
             None if self.reserved.contains(&backend.id) => "left_to_those_before",
             None if backend.is_suspended() => "on_trial",
+            None if !backend.fits(self.cost) => "too_little_room",
             // A slot may have come free this moment.
             None => "passed_over",
         };

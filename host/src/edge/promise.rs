@@ -117,6 +117,7 @@ mod tests {
     use super::*;
     use crate::fleet::Queue;
     use crate::fleet::engine::Report;
+    use crate::fleet::slots;
     use crate::fleet::tests::{backend_with, limits};
 
     /// So many slots a second, from now on.
@@ -165,7 +166,7 @@ mod tests {
         let told = [(); 7].map(|()| promises.promise(&outlook, 0, 1, 0.0).as_secs_f64());
         assert!((20.0..20.1).contains(&told[0]) && told[1] == told[0], "two slots: {told:?}");
         assert!(told.is_sorted() && told[2] > 20.1 && told[6] < 30.0, "as they come free again: {told:?}");
-        drop(Backend::claim(&backends[1], 1));
+        drop(Backend::claim(&backends[1], slots(1)));
         tokio::time::advance(Duration::from_secs(30)).await;
         assert!(first_promise(&backends) < 5.0);
     }
@@ -176,8 +177,8 @@ mod tests {
         let [full, free] = [(); 2].map(|()| backend_with(&queue, 2));
         for _ in 0..40 {
             // Ours take no time.
-            Backend::claim(&full, 1).unwrap().end_well();
-            Backend::claim(&free, 1).unwrap().end_well();
+            Backend::claim(&full, slots(1)).unwrap().end_well();
+            Backend::claim(&free, slots(1)).unwrap().end_well();
         }
         assert!(first_promise(&[Arc::clone(&full)]) < 0.1);
         full.asking();
@@ -192,7 +193,7 @@ mod tests {
         let backend = backend_with(&queue, 1);
         assert!((2.0..10.0).contains(&first_promise(&[Arc::clone(&backend)])));
         for _ in 0..40 {
-            Backend::claim(&backend, 1).unwrap().end_well();
+            Backend::claim(&backend, slots(1)).unwrap().end_well();
         }
         assert!(first_promise(&[backend]) < 0.2, "it gives way to what is measured");
     }

@@ -14,11 +14,13 @@ use crossbeam_utils::CachePadded;
 use tokio::sync::Notify;
 
 use super::board::Seat;
+use super::cost::{Cost, Held};
 use super::known::Known;
 use super::lease::Lease;
-use super::live::{Held, Live, REACH_DOWN, REACH_UNKNOWN, REACH_UP, UNKNOWN, move_average};
+use super::live::{Live, REACH_DOWN, REACH_UNKNOWN, REACH_UP, UNKNOWN, move_average};
 use super::outlier::Attempts;
 use super::queue::{Queue, Turn};
+use super::room::Room;
 use super::state::State;
 use crate::clock::now_ms;
 use crate::config::BackendUrl;
@@ -68,9 +70,9 @@ impl Backend {
         })
     }
 
-    /// Takes the slots that a request costs, where they are free and the backend may be used at this moment. What costs
-    /// more than there is room for takes all of it.
-    pub fn claim(backend: &Arc<Self>, cost: u32) -> Option<Lease> {
+    /// Takes what a request costs, where that is free and the backend may be used at this moment. What costs more than
+    /// there is room for takes all of it.
+    pub fn claim(backend: &Arc<Self>, cost: Cost) -> Option<Lease> {
         if !backend.is_suspended() {
             return Self::take(backend, cost, false);
         }
@@ -85,46 +87,42 @@ impl Backend {
     }
 
     /// The same, also where failures of real traffic speak against it: for the last one standing.
-    pub fn claim_suspect(backend: &Arc<Self>, cost: u32) -> Option<Lease> {
+    pub fn claim_suspect(backend: &Arc<Self>, cost: Cost) -> Option<Lease> {
         Self::take(backend, cost, false)
     }
 
-    fn take(backend: &Arc<Self>, cost: u32, is_trial: bool) -> Option<Lease> {
+    fn take(backend: &Arc<Self>, cost: Cost, is_trial: bool) -> Option<Lease> {
         if !backend.is_open() {
             backend.show();
             return None;
         }
-        let room = backend.room();
-        let cost = cost.min(backend.live.limit.load(SeqCst)).max(1);
-        let mut requests = 0;
-        let take = |held: u64| {
-            let held = Held::of(held);
-            requests = held.requests + 1;
-            // One that costs more than others leave to us, or than has grown back, may have all of that to itself. It holds
-            // what it costs, so that none of ours comes to it where more is left.
-            let fits = held.slots + cost <= room || (held.requests == 0 && room > 0);
-            fits.then(|| Held { requests, slots: held.slots + cost }.packed())
+        let (room, cost) = (backend.all_room(), cost.within(backend.live.limit.load(SeqCst)));
+        let mut held = Held::default();
+        let take = |before: u64| {
+            held = Held::of(before).and(cost);
+            room.fits(Held::of(before), cost).then(|| held.packed())
         };
         let taken = backend.live.held.fetch_update(SeqCst, SeqCst, take);
-        if taken.map_or(true, |before| Held::of(before).slots + cost >= room) {
+        if taken.is_err() || !room.has_any(held) {
             backend.show();
         }
         taken.ok()?;
+        let requests = held.requests;
         if requests > backend.live.most_held.load(Relaxed) {
             backend.live.most_held.fetch_max(requests, Relaxed);
         }
         Some(Lease::new(backend, cost, is_trial))
     }
 
-    /// Slots are free again; for the lease alone. `held_ms`: how long they were held, where that says something.
-    pub(super) fn give_back(&self, cost: u32, held_ms: Option<u32>, is_trial: bool) {
+    /// What a request took is free again; for the lease alone. `held_ms`: how long its slots were held, where that says something.
+    pub(super) fn give_back(&self, cost: Cost, held_ms: Option<u32>, is_trial: bool) {
         if let Some(held_ms) = held_ms {
             move_average(&self.live.hold_ms, held_ms);
         }
         if is_trial {
             self.live.on_trial.store(false, SeqCst);
         }
-        self.live.held.fetch_sub(Held { requests: 1, slots: cost }.packed(), SeqCst);
+        self.live.held.fetch_sub(Held::default().and(cost).packed(), SeqCst);
     }
 
     /// Hands free slots to whoever waits for them.
@@ -165,7 +163,7 @@ impl Backend {
     /// Whether it may be picked now: up, not busy, a slot free, not ejected by real traffic.
     pub fn is_available(&self) -> bool {
         let may_serve = !self.is_suspended() || (!self.live.on_trial.load(SeqCst) && !self.is_ejected());
-        self.is_open() && self.taken() < self.room() && may_serve
+        self.is_open() && self.all_room().has_any(self.held()) && may_serve
     }
 
     /// Whether it is up, and no failures of real traffic speak against it.
@@ -180,6 +178,7 @@ impl Backend {
             State::Busy if self.is_suspended() => "on_trial",
             State::Busy if self.is_told_busy() => "pushed_back",
             State::Busy if self.live.cache_full.load(SeqCst) && !self.is_stale() => "cache_full",
+            State::Busy if self.taken() < self.room() => "cache_full",
             State::Busy if self.room() < self.slots() => "busy_elsewhere",
             State::Busy => "full",
             State::Down if self.is_up() => "ejected",
@@ -242,27 +241,40 @@ impl Backend {
 
     /// Requests of ours that it holds.
     pub fn in_flight(&self) -> u32 {
-        Held::of(self.live.held.load(SeqCst)).requests
+        self.held().requests
     }
 
     /// Slots that those take.
     pub fn taken(&self) -> u32 {
-        Held::of(self.live.held.load(SeqCst)).slots
+        self.held().slots
+    }
+
+    fn held(&self) -> Held {
+        Held::of(self.live.held.load(SeqCst))
+    }
+
+    /// Whether there is room for a request at this moment.
+    pub fn fits(&self, cost: Cost) -> bool {
+        self.all_room().fits(self.held(), cost.within(self.live.limit.load(SeqCst)))
     }
 
     /// Whether one more request of the usual cost would not fit into its limit.
     pub(super) fn is_full(&self) -> bool {
-        let held = Held::of(self.live.held.load(SeqCst));
+        let held = self.held();
         let usual_cost = held.slots.checked_div(held.requests).unwrap_or(1);
         held.slots + usual_cost > self.live.limit.load(SeqCst)
     }
 
-    /// How many of the slots that ours take must come free before a request of this cost fits. `None` where nothing that
-    /// ours do would make it fit.
-    pub fn lacks(&self, cost: u32) -> Option<u32> {
-        let (room, taken) = (self.room(), self.taken());
-        let may_serve = room > 0 && self.is_open() && !self.is_suspended();
-        may_serve.then(|| if cost > room { taken } else { (taken + cost).saturating_sub(room) })
+    /// How much of what ours take must come free before a request of this cost fits, in thousandths of the room. `None`
+    /// where nothing that ours do would make it fit.
+    pub fn lacks(&self, cost: Cost) -> Option<u64> {
+        let (room, held) = (self.all_room(), self.held());
+        let part = |taken: u32, cost: u32, room: u32| {
+            let lack = if cost > room { taken } else { taken.saturating_add(cost).saturating_sub(room) };
+            u64::from(lack) * 1_000 / u64::from(room.max(1))
+        };
+        let may_serve = room.slots > 0 && self.is_open() && !self.is_suspended();
+        may_serve.then(|| part(held.slots, cost.slots, room.slots).max(part(held.tokens, cost.tokens, room.tokens)))
     }
 
     /// Slots it has now, whoever takes them.
@@ -299,6 +311,20 @@ impl Backend {
     pub fn room(&self) -> u32 {
         let (slots, ceiling) = (self.slots(), self.live.ceiling.load(SeqCst));
         if ceiling >= slots || self.is_stale() { slots } else { ceiling }
+    }
+
+    /// The same, and the guessed tokens that its KV-cache has room for.
+    fn all_room(&self) -> Room {
+        let tokens = self.live.kv_room.load(SeqCst);
+        let tokens = if tokens == UNKNOWN || self.is_stale() { u32::MAX } else { tokens };
+        Room { slots: self.room(), tokens }
+    }
+
+    /// The part of its KV-cache that our requests are expected to take, 1 for all of it; `None` before it is known what a
+    /// request takes.
+    pub fn kv_cache_expected(&self) -> Option<f64> {
+        let of_token = self.known().kv_cache.part_of_token()?;
+        Some(of_token * f64::from(self.held().tokens))
     }
 
     /// Where the number of slots comes from: `config`, `reported` or `learned`.
@@ -372,6 +398,7 @@ impl Backend {
 pub mod tests {
     use super::*;
     use crate::config::Capacity;
+    use crate::fleet::cost::tests::slots;
     use crate::fleet::engine::Report;
 
     /// As where nothing is configured.
@@ -408,7 +435,7 @@ pub mod tests {
                 scope.spawn(|| {
                     for _ in 0..rounds {
                         together.wait();
-                        let lease = Backend::claim(&backend, 1);
+                        let lease = Backend::claim(&backend, slots(1));
                         granted.fetch_add(u32::from(lease.is_some()), SeqCst);
                         together.wait();
                     }
@@ -427,17 +454,17 @@ pub mod tests {
             backend.reported_in(&Report { running: Some(running), ..Report::default() }, &limits());
         };
         others_hold(1);
-        let held = Backend::claim(&backend, 1);
+        let held = Backend::claim(&backend, slots(1));
         assert!(backend.room() == 3 && held.is_some());
-        assert!(Backend::claim(&backend, 4).is_none(), "one of ours is there");
+        assert!(Backend::claim(&backend, slots(4)).is_none(), "one of ours is there");
         drop(held);
-        let dear = Backend::claim(&backend, 4).unwrap();
-        assert!(Backend::claim(&backend, 1).is_none());
+        let dear = Backend::claim(&backend, slots(4)).unwrap();
+        assert!(Backend::claim(&backend, slots(1)).is_none());
         backend.forget_report();
-        assert!(backend.room() == 4 && Backend::claim(&backend, 1).is_none(), "it costs all four");
+        assert!(backend.room() == 4 && Backend::claim(&backend, slots(1)).is_none(), "it costs all four");
         drop(dear);
         others_hold(4);
-        assert!(Backend::claim(&backend, 4).is_none(), "nothing is left");
+        assert!(Backend::claim(&backend, slots(4)).is_none(), "nothing is left");
     }
 
     #[test]
@@ -445,11 +472,41 @@ pub mod tests {
         let backend = backend_with(&Queue::new(0, 0), 3);
         backend.reported_in(&Report { waiting: Some(1), ..Report::default() }, &limits());
         assert_eq!(backend.state(), State::Busy);
-        assert!(Backend::claim(&backend, 1).is_none());
+        assert!(Backend::claim(&backend, slots(1)).is_none());
         backend.forget_report();
         assert_eq!(backend.state(), State::Available);
         backend.reported_in(&Report { kv_cache_used: Some(0.96), ..Report::default() }, &limits());
         assert_eq!(backend.state(), State::Busy);
+    }
+
+    #[test]
+    fn requests_for_which_the_cache_has_no_room_wait_outside() {
+        let backend = backend_with(&Queue::new(0, 0), 8);
+        let of = |tokens| Backend::claim(&backend, Cost { slots: 1, tokens });
+        let report = |report: Report| {
+            backend.asking();
+            backend.reported_in(&report, &limits());
+        };
+        let held = of(300);
+        assert!(of(9_000).is_some(), "nothing is known yet");
+        // 300 guessed tokens take half of it: there is room for 570 at 95 %.
+        let half = Report { kv_cache_used: Some(0.5), running: Some(1), waiting: Some(0), ..Report::default() };
+        for _ in 0..3 {
+            report(half.clone());
+        }
+        assert!(of(271).is_none());
+        let second = of(200);
+        assert!(second.is_some() && of(71).is_none());
+        assert_eq!(backend.kv_cache_expected().map(|part| (part * 600.0).round()), Some(500.0));
+        drop(second);
+        // Another runs that is not ours and takes half of what is used.
+        report(Report { running: Some(2), ..half });
+        assert!(of(240).is_none());
+        drop(held);
+        assert!(of(9_000).is_some(), "alone it goes wherever there is a slot");
+        backend.forget_report();
+        let _first = of(300);
+        assert!(of(9_000).is_some(), "a dead page of metrics stops nobody");
     }
 
     #[test]
@@ -476,8 +533,8 @@ pub mod tests {
         }
         backend.reported_in(&Report::default(), &limits());
         assert_eq!(backend.state(), State::Down);
-        assert!(Backend::claim(&backend, 1).is_none());
-        assert!(Backend::claim_suspect(&backend, 1).is_some(), "the last one standing stays in use");
+        assert!(Backend::claim(&backend, slots(1)).is_none());
+        assert!(Backend::claim_suspect(&backend, slots(1)).is_some(), "the last one standing stays in use");
         backend.began(Duration::from_millis(5));
         assert_eq!(backend.state(), State::Down, "a beginning is no answer");
         backend.completed(now_ms());
@@ -497,7 +554,7 @@ pub mod tests {
             backend.reported_in(&Report::default(), &limits());
         }
         assert_eq!(backend.state(), State::Down, "no poll clears it");
-        assert!(Backend::claim(&backend, 1).is_none());
+        assert!(Backend::claim(&backend, slots(1)).is_none());
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use super::engine::ServedModel;
 use super::health::Health;
+use super::kv_cache::KvCache;
 use super::limit::Learned;
 use super::outlier::Window;
 use super::room::Share;
@@ -50,6 +51,8 @@ pub struct Known {
     pub window: Window,
     /// What the reports leave to us.
     pub share: Share,
+    /// What our requests take of its KV-cache.
+    pub kv_cache: KvCache,
     /// When it was last put out of use; what began before says nothing of it since.
     pub ejected_ms: Option<u64>,
     /// When the learned limit was last lowered.
@@ -74,6 +77,19 @@ impl Known {
     /// The number of all its slots where it is somebody's word.
     pub fn told_slots(&self) -> Option<u32> {
         self.told().map(|(slots, _)| slots)
+    }
+
+    /// What it runs is this, as far as is known.
+    pub fn runs(&mut self, engine: Option<Engine>) {
+        if self.engine != engine {
+            self.learned = Learned::before(engine);
+        }
+        self.engine = engine;
+    }
+
+    /// This proxy's part of the KV-cache, where none may be fuller than `most`.
+    pub fn part_of_cache(&self, most: f64) -> f64 {
+        most / f64::from(self.sharing.others + 1)
     }
 
     /// The number of slots that are this proxy's part, and where it comes from. What is learned is ours alone.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::backend::Backend;
+use super::cost::Cost;
 use super::limit::{Answer, Took};
 use super::queue::Turn;
 use crate::clock::{micros32, now_ms};
@@ -15,8 +16,8 @@ pub struct Lease {
     pub backend: Arc<Backend>,
     /// When it was claimed, by [`now_ms`].
     pub since_ms: u64,
-    /// Slots that it takes.
-    cost: u32,
+    /// What it takes.
+    cost: Cost,
     /// It is the trial of a backend that was put out of use.
     is_trial: bool,
     /// It got the last slots of the backend's limit.
@@ -28,7 +29,7 @@ pub struct Lease {
 
 impl Lease {
     /// For `Backend::claim`, which has taken the slots.
-    pub(super) fn new(backend: &Arc<Backend>, cost: u32, is_trial: bool) -> Self {
+    pub(super) fn new(backend: &Arc<Backend>, cost: Cost, is_trial: bool) -> Self {
         let (backend, was_full) = (Arc::clone(backend), backend.is_full());
         Self { backend, since_ms: now_ms(), cost, is_trial, was_full, is_whole: false, held: true }
     }
@@ -39,8 +40,8 @@ impl Lease {
     }
 
     /// Slots that it takes.
-    pub fn cost(&self) -> u32 {
-        self.cost
+    pub fn slots(&self) -> u32 {
+        self.cost.slots
     }
 
     /// The first byte of a good answer came after `first_byte`; of a stream, where `is_stream`.

@@ -7,9 +7,15 @@
 //! the limit last changed. No line, however long it stays, makes the floors rise; only an experiment does: where two
 //! decreases in a row have not made answers quicker, it was no line that made them slow.
 
+use crate::config::Engine;
+
 /// Slots granted before anything is known: enough for a small GPU server to batch, few enough that a
 /// desktop machine is not buried.
 pub const FIRST: u32 = 8;
+/// Slots of an Ollama and an LM Studio that nobody has set up otherwise: `OLLAMA_NUM_PARALLEL`, and "Max Concurrent
+/// Predictions".
+const FIRST_OF_OLLAMA: u32 = 1;
+const FIRST_OF_LM_STUDIO: u32 = 4;
 /// A learned limit never leaves this range; the upper end is what the largest engines batch.
 pub const RANGE: std::ops::RangeInclusive<u32> = 1..=1024;
 /// A stream begins late when its first byte takes this many times the quickest seen, and the slack.
@@ -85,12 +91,22 @@ struct Decline {
 
 impl Default for Learned {
     fn default() -> Self {
-        let round = Round::default();
-        Self { slots: FIRST, first_byte_us: 0, token_us: 0, round, wall: None, decline: None }
+        Self::before(None)
     }
 }
 
 impl Learned {
+    /// Before anything is learned of this engine.
+    pub fn before(engine: Option<Engine>) -> Self {
+        let slots = match engine {
+            Some(Engine::Ollama) => FIRST_OF_OLLAMA,
+            Some(Engine::LmStudio) => FIRST_OF_LM_STUDIO,
+            _ => FIRST,
+        };
+        let round = Round::default();
+        Self { slots, first_byte_us: 0, token_us: 0, round, wall: None, decline: None }
+    }
+
     /// The limit.
     pub fn slots(self) -> u32 {
         self.slots

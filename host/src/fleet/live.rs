@@ -17,7 +17,7 @@ pub const REACH_DOWN: u8 = 2;
 /// The numbers of the request path, together on their own cache lines.
 #[derive(Debug)]
 pub struct Live {
-    /// Requests it holds and the slots they take, in one number: see [`Held`].
+    /// Requests it holds and what they take, in one number: see [`super::cost::Held`].
     pub held: AtomicU64,
     /// The most requests it held at one time since the present poll began.
     pub most_held: AtomicU32,
@@ -25,6 +25,8 @@ pub struct Live {
     pub limit: AtomicU32,
     /// Nobody says how many slots it has: they are learned from its answers.
     pub learns: AtomicBool,
+    /// Guessed tokens of the requests it held when the present poll began.
+    pub tokens_then: AtomicU32,
     /// All slots were taken when the present poll began.
     pub was_full: AtomicBool,
     /// Since when its slots grow back; 0 where they do not.
@@ -39,6 +41,8 @@ pub struct Live {
     pub cache_full: AtomicBool,
     /// Slots that others and the engine's own line leave to us, by its last report; [`UNKNOWN`] for all.
     pub ceiling: AtomicU32,
+    /// Guessed tokens that its KV-cache has room for, ours among them; [`UNKNOWN`] for any number.
+    pub kv_room: AtomicU32,
     pub ejected: AtomicBool,
     /// It failed since its last good answer.
     pub suspect: AtomicBool,
@@ -68,6 +72,7 @@ impl Live {
             most_held: AtomicU32::new(0),
             limit: AtomicU32::new(super::limit::FIRST),
             learns: AtomicBool::new(true),
+            tokens_then: AtomicU32::new(0),
             was_full: AtomicBool::new(false),
             growing_since_ms: AtomicU64::new(0),
             slow_start_ms: AtomicU64::new(0),
@@ -76,6 +81,7 @@ impl Live {
             draining: AtomicBool::new(false),
             cache_full: AtomicBool::new(false),
             ceiling: AtomicU32::new(UNKNOWN),
+            kv_room: AtomicU32::new(UNKNOWN),
             ejected: AtomicBool::new(false),
             suspect: AtomicBool::new(false),
             busy_until_ms: AtomicU64::new(0),
@@ -92,23 +98,6 @@ impl Live {
             requests: AtomicU64::new(0),
             failures: AtomicU64::new(0),
         }
-    }
-}
-
-/// What a backend holds: requests of ours, and the slots they take. Changed together, by one atomic operation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Held {
-    pub requests: u32,
-    pub slots: u32,
-}
-
-impl Held {
-    pub fn of(packed: u64) -> Self {
-        Self { requests: (packed >> 32) as u32, slots: packed as u32 }
-    }
-
-    pub fn packed(self) -> u64 {
-        u64::from(self.requests) << 32 | u64::from(self.slots)
     }
 }
 

@@ -6,9 +6,11 @@
 
 mod backend;
 mod board;
+mod cost;
 pub mod engine;
 mod health;
 mod known;
+mod kv_cache;
 mod lease;
 mod limit;
 mod live;
@@ -21,6 +23,9 @@ pub use backend::Backend;
 #[cfg(test)]
 pub use backend::tests;
 pub use board::Seat;
+pub use cost::Cost;
+#[cfg(test)]
+pub use cost::tests::slots;
 pub use lease::Lease;
 pub use live::UNKNOWN;
 pub use queue::{Flow, Given, Queue, Refused, Turn, Wish};

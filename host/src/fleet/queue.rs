@@ -18,10 +18,13 @@ use tokio::time::Instant;
 
 use super::backend::Backend;
 use super::board::Board;
+use super::cost::Cost;
 use super::lease::Lease;
 
 /// Who came so long ago may go to a backend that others keep full, as one of many in its line.
 const STARVED_AFTER: Duration = Duration::from_secs(5);
+/// Others behind a request that needs more than is free may use that so often. Then it is kept for that request.
+const PASSES: u32 = 8;
 
 /// One line for the whole fleet. Models share it: a request passes those before it only where they
 /// cannot use the backend that became free.
@@ -74,8 +77,10 @@ struct Waiter {
     /// Ids of those that already failed it.
     not: Box<[u64]>,
     may_try: bool,
-    cost: u32,
+    cost: Cost,
     bytes: u64,
+    /// How often somebody behind it got what was too little for it.
+    passed: u32,
     give: oneshot::Sender<Given>,
 }
 
@@ -100,8 +105,8 @@ pub struct Wish<'a> {
     pub not: &'a [u64],
     /// Whether it may be the trial of a backend: another could repeat it.
     pub may_try: bool,
-    /// Slots that it takes.
-    pub cost: u32,
+    /// What it takes.
+    pub cost: Cost,
     /// Size of its body.
     pub bytes: u64,
     /// When it was there to be sent.
@@ -163,20 +168,28 @@ impl Line {
         Some(waiter)
     }
 
-    /// Whether the slots of this backend are kept for the waiter at this place, who needs more than are free there. Each
-    /// such waiter has slots kept at one backend, where it lacks the fewest and nobody before it has some kept: there it
-    /// comes to its turn, and those behind it are served by all others.
+    /// Whether what is free at this backend is kept for the waiter at this place, who needs more than that. Whoever was
+    /// passed often enough has what is free kept at one backend, where it lacks the least and nobody before it has something
+    /// kept: there it comes to its turn, and those behind it are served by all others.
     fn saves_at(&self, at: usize, backend: &Backend) -> bool {
-        if self.waiters.get(at).is_none_or(|waiter| waiter.cost <= 1) {
+        if !backend.is_available() {
+            // There is nothing for anybody.
             return true;
         }
+        let is_due = |waiter: &&Waiter| waiter.passed >= PASSES;
+        if !self.waiters.get(at).is_some_and(|waiter| is_due(&waiter)) {
+            return false;
+        }
         let mut kept: Vec<u64> = Vec::new();
-        for waiter in self.waiters.iter().take(at + 1).filter(|waiter| waiter.cost > 1) {
+        for waiter in self.waiters.iter().take(at + 1).filter(is_due) {
             let others = waiter.wants.iter().filter(|other| waiter.can_use(other.id) && !kept.contains(&other.id));
             let closest = others.filter_map(|other| Some((other.lacks(waiter.cost)?, other.id))).min();
             kept.extend(closest.map(|(_, id)| id));
+            if kept.last() == Some(&backend.id) {
+                return true;
+            }
         }
-        kept.contains(&backend.id)
+        false
     }
 
     /// Makes room for somebody whose turn is before that of the last ones: so nobody fills the line for all others.
@@ -283,7 +296,7 @@ impl Queue {
         let Wish { flow, wants, all, not, may_try, cost, bytes, .. } = wish;
         let (wants, all) = (Arc::clone(wants), Arc::clone(all));
         let (give, given) = oneshot::channel();
-        line.insert(Waiter { turn, flow, wants, all, not: not.into(), may_try, cost, bytes, give });
+        line.insert(Waiter { turn, flow, wants, all, not: not.into(), may_try, cost, bytes, passed: 0, give });
         self.waiting.store(line.waiters.len(), SeqCst);
         Ok(Place { queue: Arc::clone(self), turn, given })
     }
@@ -303,18 +316,22 @@ impl Queue {
         }
         let mut line = self.line();
         let may_have = |waiter: &Waiter| behind.is_none_or(|turn| waiter.turn > turn) && waiter.can_use(backend.id);
-        let mut from = 0;
+        let (mut from, mut passed) = (0, Vec::new());
         while let Some(at) = line.waiters.iter().skip(from).position(may_have).map(|at| at + from) {
             let Some(lease) = line.waiters.get(at).and_then(|waiter| waiter.claim(backend)) else {
                 if !backend.is_suspended() && line.saves_at(at, backend) {
                     return;
                 }
-                // It may not be the trial, has sounder ones to wait for, or needs more slots than are free and waits for those
+                // It may not be the trial, has sounder ones to wait for, or needs more than is free and waits for that
                 // elsewhere; others do not.
+                passed.push(at);
                 from = at + 1;
                 continue;
             };
             let Some(waiter) = line.remove(at) else { return };
+            for before in &passed {
+                line.waiters.get_mut(*before).map(|before| before.passed += 1);
+            }
             line.round = line.round.max(waiter.turn.round);
             self.waiting.store(line.waiters.len(), SeqCst);
             if let Err(Given::Slot(lease)) = waiter.give.send(Given::Slot(lease)) {
@@ -363,7 +380,9 @@ impl Drop for Place {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::backend::tests::backend_with;
+    use crate::fleet::backend::tests::{backend_with, limits};
+    use crate::fleet::cost::tests::slots;
+    use crate::fleet::engine::Report;
 
     impl Place {
         async fn slot(&mut self) -> Lease {
@@ -393,7 +412,7 @@ mod tests {
             all: wants,
             not: &[],
             may_try: true,
-            cost: 1,
+            cost: slots(1),
             bytes: 10,
             arrived: Instant::now(),
             was_served: false,
@@ -414,12 +433,12 @@ mod tests {
     async fn slots_go_to_waiters_in_order_of_arrival() {
         let queue = Queue::new(8, 1024);
         let backend = backend_with(&queue, 1);
-        let held = Backend::claim(&backend, 1).unwrap();
+        let held = Backend::claim(&backend, slots(1)).unwrap();
         let mut first = enter(&queue, &backend);
         let mut second = enter(&queue, &backend);
         drop(held);
         let lease = first.slot().await;
-        assert!(Backend::claim(&backend, 1).is_none(), "handed over, never free in between");
+        assert!(Backend::claim(&backend, slots(1)).is_none(), "handed over, never free in between");
         assert_eq!(queue.waiting(), 1);
         drop(lease);
         second.slot().await;
@@ -429,7 +448,7 @@ mod tests {
     async fn a_waiter_that_left_is_passed_over_and_its_lease_goes_on() {
         let queue = Queue::new(8, 1024);
         let backend = backend_with(&queue, 1);
-        let held = Backend::claim(&backend, 1).unwrap();
+        let held = Backend::claim(&backend, slots(1)).unwrap();
         let leaves = enter(&queue, &backend);
         let handed_then_left = enter(&queue, &backend);
         let mut stays = enter(&queue, &backend);
@@ -445,7 +464,7 @@ mod tests {
     fn a_full_line_refuses() {
         let queue = Queue::new(1, 1024);
         let backend = backend_with(&queue, 1);
-        let _held = Backend::claim(&backend, 1).unwrap();
+        let _held = Backend::claim(&backend, slots(1)).unwrap();
         let _place = enter(&queue, &backend);
         assert_eq!(enter_by(&queue, wish(&wants(&[&backend]))).unwrap_err(), Refused);
     }
@@ -454,7 +473,7 @@ mod tests {
     async fn one_passes_another_only_where_that_one_cannot_use_the_slot() {
         let queue = Queue::new(8, 1024);
         let (a, b) = (backend_with(&queue, 1), backend_with(&queue, 1));
-        let (_held_a, held_b) = (Backend::claim(&a, 1).unwrap(), Backend::claim(&b, 1).unwrap());
+        let (_held_a, held_b) = (Backend::claim(&a, slots(1)).unwrap(), Backend::claim(&b, slots(1)).unwrap());
         let _for_a = enter(&queue, &a);
         let mut for_b = enter(&queue, &b);
         assert_eq!(queue.wanted([&a, &b].into_iter()), [a.id, b.id]);
@@ -473,7 +492,7 @@ mod tests {
     async fn whoever_waits_for_what_left_the_fleet_is_told() {
         let queue = Queue::new(8, 1024);
         let (gone, stays) = (backend_with(&queue, 1), backend_with(&queue, 1));
-        let _held = (Backend::claim(&gone, 1), Backend::claim(&stays, 1));
+        let _held = (Backend::claim(&gone, slots(1)), Backend::claim(&stays, slots(1)));
         let mut stranded = enter(&queue, &gone);
         let _waits = enter(&queue, &stays);
         gone.drain();
@@ -486,7 +505,7 @@ mod tests {
     async fn waiters_get_the_last_one_standing() {
         let queue = Queue::new(8, 1024);
         let backend = backend_with(&queue, 2);
-        let held = (Backend::claim(&backend, 1), Backend::claim(&backend, 1));
+        let held = (Backend::claim(&backend, slots(1)), Backend::claim(&backend, slots(1)));
         let mut first = enter(&queue, &backend);
         let mut second = enter(&queue, &backend);
         for _ in 0..5 {
@@ -501,7 +520,7 @@ mod tests {
     fn a_line_with_too_many_bytes_refuses() {
         let queue = Queue::new(8, 25);
         let backend = backend_with(&queue, 1);
-        let _held = Backend::claim(&backend, 1).unwrap();
+        let _held = Backend::claim(&backend, slots(1)).unwrap();
         let places = [enter(&queue, &backend), enter(&queue, &backend)];
         assert_eq!(enter_by(&queue, wish(&wants(&[&backend]))).unwrap_err(), Refused);
         drop(places);
@@ -512,7 +531,7 @@ mod tests {
     async fn tenants_take_turns_however_many_requests_each_has() {
         let queue = Queue::new(8, 1024);
         let backend = backend_with(&queue, 1);
-        let mut held = Backend::claim(&backend, 1);
+        let mut held = Backend::claim(&backend, slots(1));
         let wanted = wants(&[&backend]);
         let mut places: Vec<_> = [7, 7, 7, 7, 8, 8, 9]
             .map(|tenant| {
@@ -531,20 +550,30 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_needs_more_slots_is_not_passed_by_those_who_need_fewer() {
-        let queue = Queue::new(8, 1024);
+    async fn who_needs_more_slots_is_passed_by_so_many_and_no_more() {
+        let queue = Queue::new(64, 1024);
         let backend = backend_with(&queue, 3);
-        let mut held = [(); 3].map(|()| Backend::claim(&backend, 1)).into_iter();
+        let mut held: VecDeque<_> = (0..3).filter_map(|_| Backend::claim(&backend, slots(1))).collect();
         let wanted = wants(&[&backend]);
-        let mut large = enter_by(&queue, Wish { cost: 2, ..wish(&wanted) }).unwrap();
-        let mut small = enter(&queue, &backend);
-        drop(held.next());
-        assert!(small.try_slot().is_none(), "the large one is first");
-        drop(held.next());
+        let mut large = enter_by(&queue, Wish { cost: slots(2), ..wish(&wanted) }).unwrap();
+        let mut small: Vec<_> = (0..=PASSES).map(|_| enter(&queue, &backend)).collect();
+        let mut last = small.pop().unwrap();
+        for place in &mut small {
+            held.pop_front();
+            held.push_back(place.slot().await);
+        }
+        held.pop_front();
+        assert!(last.try_slot().is_none(), "the large one is first");
+        held.pop_front();
         let lease = large.slot().await;
-        assert!(small.try_slot().is_none());
+        assert!(last.try_slot().is_none());
         drop(lease);
-        small.slot().await;
+        last.slot().await;
+    }
+
+    /// Every one in line has been passed often enough.
+    fn all_are_due(queue: &Queue) {
+        queue.line().waiters.iter_mut().for_each(|waiter| waiter.passed = PASSES);
     }
 
     #[tokio::test]
@@ -555,7 +584,7 @@ mod tests {
         // Served at once, both of them, by backends that are to fail them.
         let arrived = Instant::now();
         let later = arrived + Duration::from_nanos(1);
-        let mut held = Backend::claim(&backend, 1);
+        let mut held = Backend::claim(&backend, slots(1));
         let mut waiting = [(); 2].map(|()| enter(&queue, &backend));
         let again = |arrived| enter_by(&queue, Wish { arrived, was_served: true, ..wish(&wanted) }).unwrap();
         let mut second = again(later);
@@ -583,10 +612,12 @@ mod tests {
         let queue = Queue::new(8, 1024);
         // Where both lack as many, the elder.
         let (b, a) = (backend_with(&queue, 3), backend_with(&queue, 3));
-        let claim = |backend: &Arc<Backend>, count| (0..count).filter_map(|_| Backend::claim(backend, 1)).collect();
+        let claim =
+            |backend: &Arc<Backend>, count| (0..count).filter_map(|_| Backend::claim(backend, slots(1))).collect();
         let (mut of_a, mut of_b): (Vec<_>, Vec<_>) = (claim(&a, 3), claim(&b, 2));
         let both = wants(&[&a, &b]);
-        let mut large = enter_by(&queue, Wish { cost: 3, ..wish(&both) }).unwrap();
+        let mut large = enter_by(&queue, Wish { cost: slots(3), ..wish(&both) }).unwrap();
+        all_are_due(&queue);
         let mut small = [(); 3].map(|()| enter_by(&queue, wish(&both)).unwrap());
         assert!(small.iter_mut().all(|small| small.try_slot().is_none()), "a is full, and b nearer to what it needs");
         of_a.pop();
@@ -601,16 +632,50 @@ mod tests {
         let _both = (small[1].slot().await, small[2].slot().await);
         // Two of them keep two backends.
         drop((lease, _both));
-        let (_one_of_a, _all_of_b) = (Backend::claim(&a, 1), dear);
-        let _large = [(); 2].map(|()| enter_by(&queue, Wish { cost: 3, ..wish(&both) }).unwrap());
+        let (_one_of_a, _all_of_b) = (Backend::claim(&a, slots(1)), dear);
+        let _large = [(); 2].map(|()| enter_by(&queue, Wish { cost: slots(3), ..wish(&both) }).unwrap());
+        all_are_due(&queue);
         assert!(enter_by(&queue, wish(&both)).unwrap().try_slot().is_none());
+    }
+
+    #[tokio::test]
+    async fn who_needs_more_memory_waits_at_one_backend_and_lets_others_pass_elsewhere() {
+        let queue = Queue::new(8, 1024);
+        let (near, far) = (backend_with(&queue, 8), backend_with(&queue, 8));
+        // Each has room for a thousand tokens.
+        let guess = |tokens| Cost { slots: 1, tokens };
+        let mut held: Vec<Lease> = Vec::new();
+        for (backend, tokens) in [(&near, 600), (&far, 800)] {
+            held.extend(Backend::claim(backend, guess(tokens)));
+            for _ in 0..3 {
+                backend.asking();
+                let used = f64::from(tokens) / 1_000.0 * 0.95;
+                let report = Report { kv_cache_used: Some(used), ..Report::default() };
+                backend.reported_in(&report, &limits());
+            }
+        }
+        let both = wants(&[&near, &far]);
+        let of = |tokens| enter_by(&queue, Wish { cost: guess(tokens), ..wish(&both) }).unwrap();
+        let mut large = of(500);
+        // Whoever has enough in what is left passes.
+        let passes = [of(150).try_slot().unwrap(), of(150).try_slot().unwrap(), of(100).try_slot().unwrap()];
+        assert!(large.try_slot().is_none() && of(250).try_slot().is_none());
+        drop(passes);
+        all_are_due(&queue);
+        let mut small = [of(150), of(150)];
+        let lease = small[0].try_slot().unwrap();
+        assert_eq!(lease.backend.id, far.id, "at the other the large one comes next");
+        assert!(small[1].try_slot().is_none(), "950 of 1,000, and 600 of which what is free is left to the large one");
+        held.remove(0);
+        assert_eq!(large.slot().await.backend.id, near.id);
+        assert_eq!(small[1].slot().await.backend.id, near.id);
     }
 
     #[tokio::test]
     async fn nobody_fills_the_line_for_all_others() {
         let queue = Queue::new(3, 1024);
         let backend = backend_with(&queue, 1);
-        let held = Backend::claim(&backend, 1);
+        let held = Backend::claim(&backend, slots(1));
         let wanted = wants(&[&backend]);
         let enter = |tenant| enter_by(&queue, Wish { flow: Flow { model: 0, tenant }, ..wish(&wanted) });
         let mut greedy = [enter(1).unwrap(), enter(1).unwrap(), enter(1).unwrap()];
@@ -628,7 +693,7 @@ mod tests {
     async fn who_may_not_be_the_trial_leaves_it_to_others() {
         let queue = Queue::new(8, 1024);
         let (suspect, sound) = (backend_with(&queue, 1), backend_with(&queue, 1));
-        let _busy = Backend::claim(&sound, 1);
+        let _busy = Backend::claim(&sound, slots(1));
         for _ in 0..5 {
             suspect.failed("reset", 5, crate::clock::now_ms());
         }

@@ -7,6 +7,8 @@
 //! Replicas see each other a report late. So what others leave is given up at once and taken half at a time, or they
 //! would all fill what was free, then all retreat, for ever. The last slot is taken by chance, but by who has none.
 
+use super::cost::{Cost, Held};
+
 /// What a report says, beside what we know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reported {
@@ -57,6 +59,29 @@ impl Share {
         }
         let ceiling = ceiling.min(by_line.unwrap_or(slots));
         Self { ceiling: (ceiling < slots).then_some(ceiling), alone }
+    }
+}
+
+/// What ours may take of a backend at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    pub slots: u32,
+    /// Guessed tokens; any number where nobody knows.
+    pub tokens: u32,
+}
+
+impl Room {
+    /// Whether another request fits. One that costs more than others leave to us, or than has grown back, may have all of
+    /// that to itself. It holds what it costs, so that none of ours comes to it where more is left.
+    pub fn fits(self, held: Held, cost: Cost) -> bool {
+        let beside_others =
+            || held.slots + cost.slots <= self.slots && self.tokens - held.tokens.min(self.tokens) >= cost.tokens;
+        (held.requests == 0 && self.slots > 0) || beside_others()
+    }
+
+    /// Whether anything is left.
+    pub fn has_any(self, held: Held) -> bool {
+        held.slots < self.slots && (held.requests == 0 || held.tokens < self.tokens)
     }
 }
 

@@ -101,19 +101,30 @@ fn waited_inside(account: &Account) -> usize {
 }
 
 fn idle(asked: &[Asked], accounts: &[Account], window: Span) -> f64 {
-    let late = |spans: Vec<Span>| spans.into_iter().map(|(from, to)| (from + ON_ITS_WAY_US, to));
-    let waits: Vec<Span> = late(waits(asked, accounts)).collect();
     let needs: HashMap<&str, u64> = asked.iter().map(|asked| (asked.id.as_str(), asked.kv_tokens)).collect();
-    let free: Vec<Span> = accounts.iter().flat_map(|account| late(free(account, &needs, window))).collect();
+    let waits: Vec<(Span, u64)> = waits(asked, accounts)
+        .into_iter()
+        .map(|(id, (from, to))| ((from + ON_ITS_WAY_US, to), needs.get(id).copied().unwrap_or_default()))
+        .collect();
+    let idle: u64 = accounts.iter().map(|account| idle_of(account, &needs, &waits, window)).sum();
     let out = accounts.iter().flat_map(|account| &account.out);
     let lost: u64 = out.map(|out| length(clip(*out, window))).sum();
     let all = (window.1 - window.0) * accounts.len() as u64 - lost;
-    overlap(&free, &waits, window) as f64 / all.max(1) as f64
+    idle as f64 / all.max(1) as f64
+}
+
+/// How long one server could have served a request that waited.
+fn idle_of(account: &Account, needs: &HashMap<&str, u64>, waits: &[(Span, u64)], window: Span) -> u64 {
+    let idle = free(account, needs, window).into_iter().map(|(span, memory)| {
+        let served = waits.iter().filter(|(_, need)| (*need).min(account.kv_tokens) <= memory);
+        union(served.map(|(wait, _)| clip(clip(*wait, span), window)))
+    });
+    idle.sum()
 }
 
 /// When each request had been sent and had no slot. One that is given up at one server and begun at another waits in
 /// between; one that had its answer does not wait for having it read.
-fn waits(asked: &[Asked], accounts: &[Account]) -> Vec<Span> {
+fn waits<'a>(asked: &'a [Asked], accounts: &[Account]) -> Vec<(&'a str, Span)> {
     let mut at_servers: HashMap<&str, Vec<(u64, Change)>> = HashMap::new();
     for (account, step) in accounts.iter().flat_map(|account| account.steps.iter().map(move |step| (account, step))) {
         if step.change == Change::Gone {
@@ -131,7 +142,7 @@ fn waits(asked: &[Asked], accounts: &[Account]) -> Vec<Span> {
         for (at, change) in steps {
             match (change, since) {
                 (Change::Began, Some(from)) => {
-                    spans.push((from, at));
+                    spans.push((asked.id.as_str(), (from, at)));
                     since = None;
                 }
                 (Change::Left, None) => since = Some(at),
@@ -140,18 +151,17 @@ fn waits(asked: &[Asked], accounts: &[Account]) -> Vec<Span> {
         }
         // Left without having begun again: it was answered, or nobody tried again.
         let never_began = since == Some(asked.sent);
-        spans.extend(since.filter(|_| never_began).map(|from| (from, asked.ended)));
+        spans.extend(since.filter(|_| never_began).map(|from| (asked.id.as_str(), (from, asked.ended))));
     }
     spans
 }
 
-/// When a server had a slot free, memory for a request of the mean size, and nobody inside who waited; never while it
-/// was out.
-fn free(account: &Account, needs: &HashMap<&str, u64>, window: Span) -> Vec<Span> {
-    let mean = needs.values().sum::<u64>() / (needs.len() as u64).max(1);
+/// When a server had had a slot free for long enough, with nobody inside who waited, and for how many tokens it had had
+/// memory all that time; never while it was out.
+fn free(account: &Account, needs: &HashMap<&str, u64>, window: Span) -> Vec<(Span, u64)> {
     let mut running: HashMap<&str, u64> = HashMap::new();
-    let mut spans = Vec::new();
-    let mut since = Some(window.0);
+    // From when on it had which memory to give; `None` without a slot.
+    let mut offers = vec![(window.0, Some(account.kv_tokens))];
     for step in &account.steps {
         match step.change {
             Change::Entered => {}
@@ -159,24 +169,31 @@ fn free(account: &Account, needs: &HashMap<&str, u64>, window: Span) -> Vec<Span
             Change::Left => drop(running.remove(step.id.as_str())),
             Change::Gone => running.clear(),
         }
-        let has_memory = running.values().sum::<u64>() + mean <= account.kv_tokens;
-        let is_free = step.running < account.slots && step.waiting == 0 && has_memory;
-        match since {
-            Some(from) if !is_free => {
-                spans.push((from, step.at));
-                since = None;
-            }
-            None if is_free => since = Some(step.at),
-            _ => {}
-        }
+        let memory = account.kv_tokens.saturating_sub(running.values().sum());
+        offers.push((step.at, (step.running < account.slots && step.waiting == 0).then_some(memory)));
     }
-    spans.extend(since.map(|from| (from, window.1)));
-    account.out.iter().fold(spans, |spans, out| spans.into_iter().flat_map(|span| without(span, *out)).collect())
+    for (from, to) in &account.out {
+        let after = offers.iter().rev().find(|(at, _)| at <= to).and_then(|(_, offer)| *offer);
+        offers.retain(|(at, _)| !(from..=to).contains(&at));
+        offers.extend([(*from, None), (*to, after)]);
+    }
+    offers.sort_by_key(|(at, _)| *at);
+    lasting(&offers, window.1)
 }
 
-/// What is left of a span around another; may be nothing.
-fn without(span: Span, out: Span) -> impl Iterator<Item = Span> {
-    [(span.0, span.1.min(out.0)), (span.0.max(out.1), span.1)].into_iter().filter(|(from, to)| from < to)
+/// What each had been offered for as long as a request may be on its way: a rise counts from then on, a fall at once.
+fn lasting(offers: &[(u64, Option<u64>)], end: u64) -> Vec<(Span, u64)> {
+    let mut cuts: Vec<u64> = offers.iter().flat_map(|(at, _)| [*at, at.saturating_add(ON_ITS_WAY_US)]).collect();
+    cuts.extend([end]);
+    cuts.retain(|cut| *cut <= end);
+    cuts.sort_unstable();
+    let least = |(from, to): Span| {
+        let first = offers.partition_point(|(at, _)| *at <= from.saturating_sub(ON_ITS_WAY_US)).checked_sub(1)?;
+        let seen = offers.iter().skip(first).take_while(|(at, _)| *at < to);
+        seen.map(|(_, offer)| *offer).min().flatten()
+    };
+    let spans = cuts.windows(2).map(|cut| (cut[0], cut[1])).filter(|(from, to)| from < to);
+    spans.filter_map(|span| Some((span, least(span)?))).collect()
 }
 
 fn clip(span: Span, window: Span) -> Span {
@@ -187,25 +204,16 @@ fn length((from, to): Span) -> u64 {
     to.saturating_sub(from)
 }
 
-/// Time of the spans, added up, in which there is at least one of the `others`.
-fn overlap(spans: &[Span], others: &[Span], window: Span) -> u64 {
-    let mut events: Vec<(u64, i64, i64)> = Vec::new();
-    let mut note = |spans: &[Span], one: i64, other: i64| {
-        for (from, to) in spans.iter().map(|span| clip(*span, window)).filter(|span| span.0 < span.1) {
-            events.extend([(from, one, other), (to, -one, -other)]);
-        }
-    };
-    note(spans, 1, 0);
-    note(others, 0, 1);
-    events.sort_unstable();
-    let (mut total, mut before, mut spans, mut others) = (0, window.0, 0, 0);
-    for (at, one, other) in events {
-        if others > 0 {
-            total += (at - before) * u64::try_from(spans).unwrap_or_default();
-        }
-        (before, spans, others) = (at, spans + one, others + other);
-    }
-    total
+/// Time under any of the spans.
+fn union(spans: impl Iterator<Item = Span>) -> u64 {
+    let mut spans: Vec<Span> = spans.filter(|(from, to)| from < to).collect();
+    spans.sort_unstable();
+    let mut covered = 0;
+    spans.into_iter().fold(0, |total, (from, to)| {
+        let new = to.saturating_sub(from.max(covered));
+        covered = covered.max(to);
+        total + new
+    })
 }
 
 #[cfg(test)]
@@ -226,10 +234,8 @@ mod tests {
     }
 
     #[test]
-    fn overlap_adds_up_the_ones_under_any_of_the_others() {
-        assert_eq!(overlap(&[(0, 10), (5, 10)], &[(4, 6), (5, 8)], (0, 100)), 4 + 3);
-        assert_eq!(overlap(&[(0, 10)], &[], (0, 100)), 0);
-        assert_eq!(overlap(&[(0, 10)], &[(0, 10)], (8, 100)), 2);
+    fn what_spans_cover_together_counts_once() {
+        assert_eq!(union([(0, 10), (5, 12), (20, 21), (30, 29)].into_iter()), 13);
     }
 
     #[test]
@@ -243,18 +249,30 @@ mod tests {
         assert_eq!((measured.offered, measured.goodput, measured.overfilled), (0.5, 0.5, 0));
     }
 
-    #[test]
-    fn a_server_that_is_out_has_no_free_slot() {
-        let mut account = account(1, "10 began a 1 0;20 left a 0 0");
-        account.out = vec![(30, 50), (90, u64::MAX)];
-        assert_eq!(free(&account, &HashMap::new(), (0, 100)), [(0, 10), (20, 30), (50, 90)]);
+    const MS: u64 = 1_000;
+
+    /// From and until when, in milliseconds.
+    fn freed(account: &Account, needs: &HashMap<&str, u64>) -> Vec<(u64, u64, u64)> {
+        free(account, needs, (0, 500 * MS)).into_iter().map(|((from, to), room)| (from / MS, to / MS, room)).collect()
     }
 
     #[test]
-    fn a_slot_without_memory_is_not_free() {
-        let account = Account { kv_tokens: 100, ..account(2, "10 began a 1 0;20 left a 0 0") };
-        assert_eq!(free(&account, &HashMap::from([("a", 60)]), (0, 100)), [(0, 10), (20, 100)]);
-        assert_eq!(free(&account, &HashMap::from([("a", 40)]), (0, 100)), [(0, 100)]);
+    fn a_server_that_is_out_has_no_free_slot() {
+        let mut account = Account { kv_tokens: 100, ..account(1, "50000 began a 1 0;100000 left a 0 0") };
+        account.out = vec![(150 * MS, 250 * MS), (450 * MS, u64::MAX)];
+        let free = freed(&account, &HashMap::new());
+        assert_eq!((free[0], free.iter().map(|(from, to, _)| to - from).sum::<u64>()), ((0, 20, 100), 50 + 30 + 180));
+    }
+
+    #[test]
+    fn a_slot_is_free_for_what_there_is_memory_for() {
+        let account = Account { kv_tokens: 100, ..account(2, "200000 began a 1 0;300000 left a 0 0") };
+        let free = freed(&account, &HashMap::from([("a", 60)]));
+        let with = |room| free.iter().filter(|(_, _, is)| *is == room).map(|(from, to, _)| to - from).sum::<u64>();
+        assert_eq!((with(100), with(40)), (200 + 180, 120), "what comes free is on its way for 20 ms: {free:?}");
+        let needs = |tokens| HashMap::from([("a", 60), ("b", tokens)]);
+        let idle = |tokens| idle_of(&account, &needs(tokens), &[((250 * MS, 400 * MS), tokens)], (0, 500 * MS)) / MS;
+        assert_eq!((idle(40), idle(41)), (150, 80));
     }
 
     #[test]
@@ -263,8 +281,8 @@ mod tests {
         let accounts = [account(1, "5 entered a 0 1;5 began a 1 0"), account(1, "40 began a 1 0;65 left a 0 0")];
         let [mut gone, other] = accounts;
         gone.steps.push(Step { at: 20, change: Change::Gone, id: String::new(), running: 0, waiting: 0 });
-        assert_eq!(waits(&asks, &[gone, other]), [(0, 5), (20, 40)]);
-        assert_eq!(waits(&[asked("b", 3, None, 9, Outcome::Failed)], &[]), [(3, 9)]);
+        assert_eq!(waits(&asks, &[gone, other]), [("a", (0, 5)), ("a", (20, 40))]);
+        assert_eq!(waits(&[asked("b", 3, None, 9, Outcome::Failed)], &[]), [("b", (3, 9))]);
     }
 
     #[test]

@@ -83,6 +83,7 @@ fn backend(member: &Member, models: Map<String, Value>, source: Source) -> Value
         "slots": backend.slots(),
         "slots_from": backend.slots_from(),
         "reported": reported(backend, known.kv_cache_used),
+        "kv_cache_expected": backend.kv_cache_expected(),
         "models": models,
         "room": backend.room(),
         "taken": backend.taken(),

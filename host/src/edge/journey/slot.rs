@@ -144,7 +144,7 @@ impl Journey<'_> {
     fn saturated(&self, waited: Duration) -> ProxyError {
         let waiting = self.arrival.worker.shared.queue.waiting_for(self.model());
         let outlook = Outlook::of(self.everybody());
-        let promised = self.served.demand.promises.promise(&outlook, waiting, self.cost, fastrand::f64());
+        let promised = self.served.demand.promises.promise(&outlook, waiting, self.cost.slots, fastrand::f64());
         ProxyError::Saturated { retry_after: promised.max(waited / 4) }
     }
 

@@ -11,6 +11,13 @@ use crate::edge::json::Syntax;
 /// The longest model name; the longest on Hugging Face is under 200 bytes.
 const NAME_LIMIT: usize = 256;
 
+/// Bytes of a token, in English.
+const TOKEN_BYTES: usize = 4;
+/// Tokens of an image of 768 by 768 dots, where one stands for 28 by 28 of them (Qwen2.5-VL).
+const IMAGE_TOKENS: u32 = 752;
+/// Tokens of an answer that may be longer.
+const ANSWER_TOKENS: u32 = 256;
+
 /// How much of a prompt goes into the hash of its start: a system prompt, not a conversation.
 const PREFIX_LIMIT: usize = 1024;
 
@@ -32,6 +39,19 @@ pub struct Facts {
     pub affinity: u64,
     /// Hash of the prompt's first 1,024 bytes; 0 for none.
     pub prefix: u64,
+    /// How many bytes its strings have, as they are written, but for images and other files.
+    pub text_bytes: usize,
+    /// The most tokens that the answer may have, where that is said.
+    pub answer_limit: Option<u32>,
+}
+
+impl Facts {
+    /// A guess of the tokens of the prompt and the answer together.
+    pub fn tokens(&self) -> u32 {
+        let text = u32::try_from(self.text_bytes / TOKEN_BYTES).unwrap_or(u32::MAX);
+        let answer = self.answer_limit.unwrap_or(u32::MAX).min(ANSWER_TOKENS);
+        text.saturating_add(self.images.saturating_mul(IMAGE_TOKENS)).saturating_add(answer).max(1)
+    }
 }
 
 /// Why a body cannot be routed, in the order in which it would be found out.

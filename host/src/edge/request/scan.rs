@@ -24,7 +24,12 @@ enum Wanted {
     Text,
     /// An array whose elements are images.
     Images,
+    /// The most tokens of the answer.
+    AnswerLimit,
 }
+
+/// A longer string that is no text of the prompt is an image, a sound or a file.
+const ATTACHED_BYTES: usize = 1024;
 
 /// The scan of one body. After an error there is nothing more to feed.
 #[derive(Debug)]
@@ -45,6 +50,8 @@ pub struct BodyScan<'a> {
     stream_seen: bool,
     affinity: Affinity,
     prefix: Prefix,
+    /// Bytes of strings, but for attached files.
+    text_bytes: usize,
     facts: Facts,
 }
 
@@ -65,6 +72,7 @@ impl<'a> BodyScan<'a> {
             stream_seen: false,
             affinity: Affinity::default(),
             prefix: Prefix::default(),
+            text_bytes: 0,
             facts: Facts::default(),
         }
     }
@@ -98,6 +106,7 @@ impl<'a> BodyScan<'a> {
         }
         self.facts.affinity = self.affinity.hash();
         self.facts.prefix = self.prefix.hash();
+        self.facts.text_bytes = self.text_bytes;
         Ok(self.facts)
     }
 
@@ -117,6 +126,7 @@ impl<'a> BodyScan<'a> {
             b"content" | b"text" if self.in_prompt => Wanted::Text,
             b"type" => Wanted::Kind,
             b"images" => Wanted::Images,
+            b"max_tokens" | b"max_completion_tokens" | b"max_output_tokens" if top => Wanted::AnswerLimit,
             _ if top => SessionKey::named(key).map_or(Wanted::Nothing, Wanted::Session),
             _ => Wanted::Nothing,
         };
@@ -135,6 +145,12 @@ impl<'a> BodyScan<'a> {
         }
         if around == self.images_depth {
             self.facts.images = self.facts.images.saturating_add(1);
+        }
+        if token == Token::String {
+            let bytes = self.scanner.range().len() - 2;
+            if self.wanted == Wanted::Text || bytes <= ATTACHED_BYTES {
+                self.text_bytes += bytes;
+            }
         }
         if self.wanted != Wanted::Nothing {
             self.wanted_value(token, piece)?;
@@ -158,6 +174,10 @@ impl<'a> BodyScan<'a> {
             // Stored if any of several says so: then it is not run twice.
             (Wanted::Background, Token::True) => self.facts.background = true,
             (Wanted::Session(key), Token::String) => self.affinity.offer(key, self.scanner.text(piece)),
+            (Wanted::AnswerLimit, Token::Number) => {
+                let digits = std::str::from_utf8(self.scanner.text(piece)).unwrap_or_default();
+                self.facts.answer_limit = digits.parse().ok().or(self.facts.answer_limit);
+            }
             (Wanted::Text, Token::String) => self.prefix.add(self.scanner.text(piece)),
             (Wanted::Kind, Token::String) => {
                 // What is typed inside an `images` array was counted as its element.
@@ -191,7 +211,7 @@ impl<'a> BodyScan<'a> {
     /// Has the scanner keep the texts that will be read, and no others.
     fn keep_wanted(&mut self) {
         self.scanner.keep(match self.wanted {
-            Wanted::Model | Wanted::Session(_) | Wanted::Kind => true,
+            Wanted::Model | Wanted::Session(_) | Wanted::Kind | Wanted::AnswerLimit => true,
             Wanted::Text => !self.prefix.full(),
             Wanted::Nothing | Wanted::Stream | Wanted::Background | Wanted::Images => false,
         });
@@ -233,6 +253,26 @@ mod tests {
         assert_eq!((facts.stream, facts.background, facts.images), (Some(true), false, 1));
         assert_ne!(facts.affinity, 0);
         assert_ne!(facts.prefix, 0);
+    }
+
+    #[test]
+    fn tokens_are_guessed_by_the_text_the_images_and_the_longest_answer() {
+        let with = |member: &str| facts(&format!("{{\"model\":\"m\",{member}}}"));
+        let (text, file) = ("a".repeat(4_000), "b".repeat(100_000));
+        let prompt = with(&format!(r#""messages":[{{"content":"{text}"}}]"#));
+        assert!((1_256..1_270).contains(&prompt.tokens()), "{}", prompt.tokens());
+        for attached in [
+            format!(
+                r#""messages":[{{"content":[{{"type":"image_url","image_url":{{"url":"data:image/png;base64,{file}"}}}}]}}]"#
+            ),
+            format!(r#""messages":[{{"content":"","images":["{file}"]}}]"#),
+            format!(r#""messages":[{{"content":[{{"type":"image","source":{{"data":"{file}"}}}}]}}]"#),
+        ] {
+            assert!((1_008..1_050).contains(&with(&attached).tokens()), "{} for an image", with(&attached).tokens());
+        }
+        for (limit, tokens) in [("10", 10), ("9000", 256), ("-1", 256), ("1e1", 256), ("null", 256)] {
+            assert_eq!(with(&format!("\"max_completion_tokens\":{limit}")).tokens(), tokens, "{limit}");
+        }
     }
 
     #[test]
@@ -481,7 +521,11 @@ mod tests {
             let found = facts(&body);
             let named: String = serde_json::from_str(&body[found.model_range.clone()]).unwrap();
             assert_eq!(named, found.model);
-            assert_eq!(Facts { model_range: 0..0, affinity: 0, prefix: 0, ..found.clone() }, expected(&body), "{body}");
+            assert_eq!(
+                Facts { model_range: 0..0, affinity: 0, prefix: 0, text_bytes: 0, ..found.clone() },
+                expected(&body),
+                "{body}"
+            );
             samples::each_division(&mut rng, body.as_bytes(), |pieces| {
                 assert_eq!(scan(pieces), Ok(found.clone()), "{body}")
             });
@@ -505,7 +549,9 @@ mod tests {
         for _ in 0..60 {
             let (key, text) = (samples::text(&mut rng), samples::text(&mut rng));
             let (key, text) = (samples::string(&mut rng, &key), samples::string(&mut rng, &text));
-            let body = format!(r#"{{"user":{key},"model":"m","messages":[{{"content":{text}}},{{"text":{text}}}]}}"#);
+            let body = format!(
+                r#"{{"user":{key},"max_tokens":1234,"model":"m","messages":[{{"content":{text}}},{{"text":{text}}}]}}"#
+            );
             let whole = facts(&body);
             samples::each_division(&mut rng, body.as_bytes(), |pieces| {
                 assert_eq!(scan(pieces), Ok(whole.clone()), "{body}")

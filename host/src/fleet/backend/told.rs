@@ -8,10 +8,12 @@ use std::time::{Duration, SystemTime};
 use super::Backend;
 use crate::clock::{micros32, now_ms};
 use crate::config::{Capacity, Engine};
+use crate::fleet::cost::SLOTS_LIMIT;
 use crate::fleet::engine::Report;
 use crate::fleet::known::{Known, Sharing};
+use crate::fleet::kv_cache::{KvCache, Seen};
 use crate::fleet::limit::Answer;
-use crate::fleet::live::{Held, REACH_DOWN, REACH_UP, UNKNOWN, move_average, moved};
+use crate::fleet::live::{REACH_DOWN, REACH_UP, UNKNOWN, move_average, moved};
 use crate::fleet::room::Reported;
 
 /// Requests refused together are one sign that the learned limit is too high: it is lowered once in this time.
@@ -26,7 +28,8 @@ impl Backend {
         known.configured_slots = slots;
         known.sharing = Sharing::of(capacity.replicas, capacity.replica, &self.name);
         self.live.slow_start_ms.store(crate::clock::millis(capacity.slow_start), Relaxed);
-        known.engine = engine.or(known.engine);
+        let engine = engine.or(known.engine);
+        known.runs(engine);
         self.set_limit(&known);
         drop(known);
         self.wake();
@@ -57,6 +60,7 @@ impl Backend {
             tracing::info!(backend = %self.name, engine, "up");
             // Whatever it said before it went is void.
             self.live.busy_until_ms.store(0, SeqCst);
+            known.kv_cache = KvCache::default();
         }
         known.down_since = None;
         if !known.health.is_ejected(now_ms()) {
@@ -93,7 +97,7 @@ impl Backend {
         self.live.stale_at_ms.store(now_ms() + crate::clock::millis(limits.stale_after), Relaxed);
         let full = report.kv_cache_used.is_some_and(|used| used > limits.max_kv_cache);
         self.live.cache_full.store(full, SeqCst);
-        let held = Held::of(self.live.held.load(SeqCst));
+        let held = self.held();
         let ours = self.live.most_held.load(Relaxed).max(held.requests);
         let reported = Reported {
             // What may be of a moment ago cannot be set against what we hold now.
@@ -106,12 +110,28 @@ impl Backend {
         };
         known.share = known.share.after(reported, known.told_slots(), limits.max_waiting);
         self.live.ceiling.store(known.share.ceiling.unwrap_or(UNKNOWN), SeqCst);
+        let kv_room = report.kv_cache_used.and_then(|used| {
+            // Of those that run, as many parts are ours as requests.
+            let running = report.running.unwrap_or(ours).max(1);
+            let used_by_us = used * f64::from(ours.min(running)) / f64::from(running);
+            let tokens = held.tokens.midpoint(self.live.tokens_then.load(Relaxed));
+            let some_wait = report.waiting.is_some_and(|waiting| waiting > 0);
+            let seen = Seen { by_all: used, used: used_by_us, tokens, some_wait };
+            if !report.load_may_be_old {
+                known.kv_cache = known.kv_cache.after(seen);
+            }
+            let most = limits.max_kv_cache;
+            known.kv_cache.room(known.part_of_cache(most).min(most - (used - used_by_us)))
+        });
+        self.live.kv_room.store(kv_room.unwrap_or(UNKNOWN), SeqCst);
     }
 
     /// A poll begins: from now on it is noted how many requests it holds at the most.
     pub fn asking(&self) {
         self.live.was_full.store(self.is_full(), Relaxed);
-        self.live.most_held.store(self.in_flight(), Relaxed);
+        let held = self.held();
+        self.live.most_held.store(held.requests, Relaxed);
+        self.live.tokens_then.store(held.tokens, Relaxed);
     }
 
     /// The report is too old to be believed: the own count decides.
@@ -122,6 +142,7 @@ impl Backend {
         self.known().kv_cache_used = None;
         self.live.cache_full.store(false, SeqCst);
         self.live.ceiling.store(UNKNOWN, SeqCst);
+        self.live.kv_room.store(UNKNOWN, SeqCst);
         self.wake();
     }
 
@@ -281,7 +302,7 @@ impl Backend {
     }
 
     fn set_limit(&self, known: &Known) {
-        self.live.limit.store(known.slots().0.max(1), SeqCst);
+        self.live.limit.store(known.slots().0.clamp(1, SLOTS_LIMIT), SeqCst);
         self.live.learns.store(known.told_slots().is_none(), Relaxed);
     }
 }
