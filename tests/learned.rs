@@ -52,7 +52,7 @@ async fn nor_do_answers_that_come_as_a_whole() {
     let load = Load::by(&proxy, CLIENTS, |client| async move {
         client.chat().await.ok();
     });
-    settles_at_few(6, load, &proxy).await;
+    settles_at_few(7, load, &proxy).await;
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use serde_json::json;
 use tokio::time::Instant;
 
 use crate::support::*;
@@ -126,6 +127,38 @@ async fn a_full_cache_is_a_full_engine() {
     backend.report(Report { kv_cache_used: 0.94, ..Report::default() });
     gate.reached_by(1).await;
     are_served(held, &gate).await;
+}
+
+#[tokio::test]
+async fn what_finds_too_little_memory_waits_here_and_what_finds_enough_passes() {
+    let (proxy, backend, gate) = before(8, Report::default()).await;
+    let with_text = |bytes| {
+        let body =
+            json!({"model": MODEL, "max_tokens": 10, "messages": [{"role": "user", "content": "a".repeat(bytes)}]});
+        Pending::of(proxy.another_client().post(CHAT, body.to_string()))
+    };
+    let is_expected = async |part: f64| {
+        eventually(&format!("{part} of the cache is thought to be taken"), async || {
+            let expected = proxy.backend("a").await["kv_cache_expected"].as_f64();
+            expected.is_some_and(|expected| (expected - part).abs() < 0.05)
+        })
+        .await;
+    };
+    let mut held = vec![with_text(1_600)];
+    gate.reached_by(1).await;
+    backend.report(Report { kv_cache_used: 0.4, ..Report::default() });
+    is_expected(0.4).await;
+    held.push(with_text(1_600));
+    gate.reached_by(2).await;
+    backend.report(Report { kv_cache_used: 0.8, ..Report::default() });
+    is_expected(0.8).await;
+    held.push(with_text(1_600));
+    proxy.queues(1).await;
+    held.push(with_text(200));
+    gate.reached_by(3).await;
+    proxy.queues(1).await;
+    are_served(held, &gate).await;
+    is_expected(0.0).await;
 }
 
 fn with_images(proxy: &Proxy, count: usize) -> Pending {

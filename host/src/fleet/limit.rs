@@ -25,8 +25,10 @@ const FIRST_BYTE_FACTOR: u64 = 4;
 const TOKEN_HALVES: u64 = 5;
 /// Differences below this are noise of a machine or a longer prompt, not a line inside the engine.
 const SLACK_US: u64 = 50_000;
-/// Fewer answers than this say nothing, however few slots there are: prompts and answers differ.
+/// Fewer answers than this say nothing, however few slots there are: prompts and answers differ. Before anything was found
+/// to be too much, what is wrong by chance is soon put right.
 const SMALLEST_ROUND: u32 = 8;
+const SMALLEST_FIRST_ROUND: u32 = 4;
 /// A floor falls by no more than this part of it at an answer: one that is shorter than all others is no measure of them.
 const FLOOR_STEP: u64 = 8;
 /// A number that was too many is tried again after this long: the engine may have got more room.
@@ -72,8 +74,9 @@ struct Round {
     since_ms: u64,
     answers: u32,
     full: u32,
-    /// Of its streams the quickest first byte: in a line everybody waits.
-    first_byte_us: Option<u64>,
+    /// Of its streams the quickest first byte, for in a line everybody waits: of those that got the last slot, if any did,
+    /// which come first as `false`.
+    first_byte_us: Option<(bool, u64)>,
     /// Of its other answers: how many, and their times and tokens added up.
     wholes: u64,
     whole_us: u64,
@@ -120,7 +123,8 @@ impl Learned {
             return next;
         }
         next.round.add(answer);
-        if next.round.answers < next.slots.max(SMALLEST_ROUND) {
+        let smallest = if next.wall.is_none() { SMALLEST_FIRST_ROUND } else { SMALLEST_ROUND };
+        if next.round.answers < next.slots.max(smallest) {
             return next;
         }
         let permille = next.slowness();
@@ -163,7 +167,7 @@ impl Learned {
     fn slowness(self) -> u64 {
         let Round { first_byte_us, wholes, whole_us, tokens, .. } = self.round;
         let quick_us = self.first_byte_us * FIRST_BYTE_FACTOR + SLACK_US;
-        let streams = first_byte_us.map(|us| us * 1_000 / quick_us);
+        let streams = first_byte_us.map(|(_, us)| us * 1_000 / quick_us);
         // An engine may claim any number of tokens.
         let quick_us = (self.token_us.saturating_mul(tokens) / 2).saturating_mul(TOKEN_HALVES);
         let quick_us = quick_us.saturating_add(SLACK_US * wholes);
@@ -209,7 +213,8 @@ impl Round {
         self.full += u32::from(answer.was_full);
         match answer.took {
             Took::FirstByte(us) => {
-                self.first_byte_us = Some(self.first_byte_us.map_or(us, |quickest| quickest.min(us)))
+                let seen = (!answer.was_full, us);
+                self.first_byte_us = Some(self.first_byte_us.map_or(seen, |quickest| quickest.min(seen)));
             }
             Took::Whole { us, tokens } => {
                 self.wholes += 1;

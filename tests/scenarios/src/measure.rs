@@ -63,9 +63,12 @@ impl Measured {
 
 pub fn measure(asked: &[Asked], accounts: &[Account], window: Span) -> Measured {
     let seconds = (window.1 - window.0) as f64 / 1e6;
+    let idle = idle(asked, accounts, window);
+    // What came before is over by the time, or waits like the others.
+    let asked: Vec<&Asked> = asked.iter().filter(|asked| asked.sent >= window.0).collect();
     let mut ttft: Vec<u64> = asked.iter().filter_map(|asked| Some(asked.first? - asked.sent)).collect();
     ttft.sort_unstable();
-    let is_good = |asked: &&Asked| {
+    let is_good = |asked: &&&Asked| {
         asked.outcome == Outcome::Complete && asked.first.is_some_and(|first| first - asked.sent <= BOUND_US)
     };
     let with = |outcome| asked.iter().filter(|asked| asked.outcome == outcome).count();
@@ -74,9 +77,9 @@ pub fn measure(asked: &[Asked], accounts: &[Account], window: Span) -> Measured 
         goodput: asked.iter().filter(is_good).count() as f64 / seconds,
         ttft_p50_us: quantile(&ttft, 0.5),
         ttft_p99_us: quantile(&ttft, 0.99),
-        overfilled: accounts.iter().map(overfilled).sum(),
-        waited_inside: accounts.iter().map(waited_inside).sum(),
-        idle: idle(asked, accounts, window),
+        overfilled: accounts.iter().map(|account| overfilled(account, window)).sum(),
+        waited_inside: accounts.iter().map(|account| waited_inside(account, window)).sum(),
+        idle,
         failed: with(Outcome::Failed),
         cut: with(Outcome::Cut),
     }
@@ -87,16 +90,21 @@ fn quantile(sorted: &[u64], share: f64) -> u64 {
     sorted.get(index.min(sorted.len().saturating_sub(1))).copied().unwrap_or_default()
 }
 
-fn overfilled(account: &Account) -> usize {
-    let sent_here = account.steps.iter().filter(|step| step.change == Change::Entered && !step.id.starts_with(DIRECT));
+/// Whether a request of the contender's came to a server.
+fn came(step: &Step, window: Span) -> bool {
+    step.change == Change::Entered && !step.id.starts_with(DIRECT) && step.at >= window.0
+}
+
+fn overfilled(account: &Account, window: Span) -> usize {
+    let sent_here = account.steps.iter().filter(|step| came(step, window));
     sent_here.filter(|step| step.running + step.waiting > account.slots).count()
 }
 
 /// Who has room begins in the same instant in which it enters: the next line is its own.
-fn waited_inside(account: &Account) -> usize {
+fn waited_inside(account: &Account, window: Span) -> usize {
     let pairs = account.steps.windows(2);
     let at_once = |pair: &&[Step]| pair[1].change == Change::Began && pair[1].id == pair[0].id;
-    let entered = pairs.filter(|pair| pair[0].change == Change::Entered && !pair[0].id.starts_with(DIRECT));
+    let entered = pairs.filter(|pair| came(&pair[0], window));
     entered.filter(|pair| !at_once(pair)).count()
 }
 
@@ -287,9 +295,10 @@ mod tests {
 
     #[test]
     fn over_filled_is_who_comes_when_all_slots_are_taken() {
+        const ALL: Span = (0, u64::MAX);
         let steps = "1 entered a 0 1;1 began a 1 0;2 entered b 1 1;3 entered direct-1 1 2;4 left a 0 2";
-        assert_eq!((overfilled(&account(1, steps)), waited_inside(&account(1, steps))), (1, 1));
-        assert_eq!((overfilled(&account(2, steps)), waited_inside(&account(2, steps))), (0, 1), "for memory");
+        assert_eq!((overfilled(&account(1, steps), ALL), waited_inside(&account(1, steps), ALL)), (1, 1));
+        assert_eq!((overfilled(&account(2, steps), ALL), waited_inside(&account(2, steps), ALL)), (0, 1), "for memory");
     }
 
     #[test]

@@ -26,6 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const PATIENCE_WITH_THE_HUNG: Duration = Duration::from_secs(2);
 /// Answers that are not there so long after the last request was sent count as failed.
 const LEFTOVERS: Duration = Duration::from_secs(8);
+/// Where nobody tells the slots, so long is given to learn them before anything is measured.
+const LEARNING: Duration = Duration::from_secs(20);
 /// Direct load is there this long before the clients, so that whoever asks the server can know.
 const AHEAD: Duration = Duration::from_millis(1500);
 
@@ -56,11 +58,13 @@ pub async fn run(
     if direct.is_some() {
         sleep(AHEAD).await;
     }
-    let planned = plan(scenario.load, &scenario.gpus, suite.seconds, suite.seed);
-    let (from, begin) = (now(), Instant::now());
+    let learning = if scenario.is_told() { Duration::ZERO } else { LEARNING };
+    let seconds = suite.seconds + learning.as_secs_f64();
+    let planned = plan(scenario.load, &scenario.gpus, seconds, suite.seed);
+    let (from, begin) = (now() + learning.as_micros() as u64, Instant::now());
     let addresses: Vec<_> = fronts.iter().map(|front| front.address).collect();
     let clients = clients(&planned, &addresses, begin);
-    let trouble = trouble(scenario.trouble, &mut fleet[0], begin, suite.seconds);
+    let trouble = trouble(scenario.trouble, &mut fleet[0], begin, seconds);
     let (asked, troubled) = tokio::join!(clients, trouble);
     troubled?;
     drop(direct);
