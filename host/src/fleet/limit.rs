@@ -181,7 +181,9 @@ impl Learned {
             Some(decline) if permille * 5 > decline.permille * 4 => return self.excused(decline, permille, now_ms),
             _ => Decline { permille, slots: self.slots, steps: 1 },
         };
-        Self { decline: Some(decline), ..self }.pushed_back(in_flight, now_ms)
+        // Some of those that were too many may have ended by now.
+        let were_there = if self.round.full > 0 { self.slots } else { in_flight };
+        Self { decline: Some(decline), ..self }.pushed_back(were_there, now_ms)
     }
 
     /// Fewer slots did not make answers quicker: requests are others now, or the engine is. This is the new usual.
@@ -399,6 +401,24 @@ mod tests {
             let mean = f64::from(seen[100..].iter().sum::<u32>()) / 800.0 / slots as f64;
             assert!((0.9..2.2).contains(&mean), "{slots} {is_streamed} {mean}: {seen:?}");
         }
+    }
+
+    #[test]
+    fn one_too_many_is_taken_back_and_no_more() {
+        let answer = |at, us| Answer { sent_ms: at, was_full: true, took: Took::FirstByte(us) };
+        let (mut learned, mut at) = (Learned::before(Some(Engine::Ollama)), 1);
+        let mut hear = |learned: Learned, us| {
+            at += 1;
+            learned.answered(answer(at, us), false, 2, at)
+        };
+        while learned.slots() < 3 {
+            learned = hear(learned, 50_000);
+        }
+        // When it is judged, one of the three has just ended.
+        while learned.slots() == 3 {
+            learned = hear(learned, 900_000);
+        }
+        assert_eq!(learned.slots(), 2);
     }
 
     #[test]
