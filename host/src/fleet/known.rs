@@ -87,9 +87,9 @@ impl Known {
         self.engine = engine;
     }
 
-    /// This proxy's part of the KV-cache, where none may be fuller than `most`.
-    pub fn part_of_cache(&self, most: f64) -> f64 {
-        most / f64::from(self.sharing.others + 1)
+    /// This proxy's part of what is free of the KV-cache.
+    pub fn part_of(&self, free: f64) -> f64 {
+        free / f64::from(self.sharing.others + 1)
     }
 
     /// The number of slots that are this proxy's part, and where it comes from. What is learned is ours alone.

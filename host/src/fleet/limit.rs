@@ -406,7 +406,7 @@ mod tests {
     #[test]
     fn one_too_many_is_taken_back_and_no_more() {
         let answer = |at, us| Answer { sent_ms: at, was_full: true, took: Took::FirstByte(us) };
-        let (mut learned, mut at) = (Learned::before(Some(Engine::Ollama)), 1);
+        let (mut learned, mut at) = (Learned::before(Some(crate::config::Engine::Ollama)), 1);
         let mut hear = |learned: Learned, us| {
             at += 1;
             learned.answered(answer(at, us), false, 2, at)

@@ -59,7 +59,8 @@ pub async fn run(
         sleep(AHEAD).await;
     }
     let learning = if scenario.is_told() { Duration::ZERO } else { LEARNING };
-    let seconds = suite.seconds + learning.as_secs_f64();
+    let measured = suite.seconds * scenario.trouble.lengthens();
+    let seconds = measured + learning.as_secs_f64();
     let planned = plan(scenario.load, &scenario.gpus, seconds, suite.seed);
     let (from, begin) = (now() + learning.as_micros() as u64, Instant::now());
     let addresses: Vec<_> = fronts.iter().map(|front| front.address).collect();
@@ -69,7 +70,7 @@ pub async fn run(
     troubled?;
     drop(direct);
     drop(fronts);
-    let until = from + Duration::from_secs_f64(suite.seconds).as_micros() as u64;
+    let until = from + Duration::from_secs_f64(measured).as_micros() as u64;
     let accounts: Vec<_> = fleet.iter().map(account).collect();
     Ok(measure(&asked, &accounts, (from, until)))
 }

@@ -55,6 +55,14 @@ pub enum Trouble {
     Restart,
 }
 
+impl Trouble {
+    /// So many times as long as other rows it takes: a server that returns gets its slots back over a time that must be
+    /// short beside the row, as it is beside the time between two such troubles.
+    pub fn lengthens(self) -> f64 {
+        if matches!(self, Self::Hang | Self::Restart) { 3.0 } else { 1.0 }
+    }
+}
+
 /// What this proxy must keep to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Goal {

@@ -120,8 +120,9 @@ impl Backend {
             if !report.load_may_be_old {
                 known.kv_cache = known.kv_cache.after(seen);
             }
-            let most = limits.max_kv_cache;
-            known.kv_cache.room(known.part_of_cache(most).min(most - (used - used_by_us)))
+            // What is there is measured, and only what comes and goes until the next report is guessed.
+            let free = if some_wait { 0.0 } else { known.part_of(limits.max_kv_cache - used) };
+            known.kv_cache.room(free).map(|room| tokens.saturating_add(room))
         });
         self.live.kv_room.store(kv_room.unwrap_or(UNKNOWN), SeqCst);
     }
