@@ -330,7 +330,9 @@ impl Queue {
             };
             let Some(waiter) = line.remove(at) else { return };
             for before in &passed {
-                line.waiters.get_mut(*before).map(|before| before.passed += 1);
+                if let Some(before) = line.waiters.get_mut(*before) {
+                    before.passed += 1;
+                }
             }
             line.round = line.round.max(waiter.turn.round);
             self.waiting.store(line.waiters.len(), SeqCst);
