@@ -84,6 +84,12 @@ async fn reloads(proxy: &Proxy, name: &str, result: &str) -> f64 {
     proxy.metrics().await.value("vision_proxy_plugin_reloads_total", &labels).unwrap_or_default()
 }
 
+/// Refusals of this name at this stage so far.
+async fn refusals(proxy: &Proxy, name: &str, stage: &str) -> f64 {
+    let labels = [("plugin", name), ("stage", stage)];
+    proxy.metrics().await.value("vision_proxy_plugin_refusals_total", &labels).unwrap_or_default()
+}
+
 /// Faults of this name and reason so far.
 async fn faults(proxy: &Proxy, name: &str, reason: &str) -> f64 {
     let labels = [("plugin", name), ("reason", reason)];

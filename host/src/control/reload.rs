@@ -180,8 +180,8 @@ impl Reload {
         let rules = Arc::clone(&config);
         let Some(changes) = self.plugins.with(move |plugins| plugins.scan(&rules.plugins)).await else { return };
         for change in &changes {
-            if let What::Refused(_) = change.what {
-                self.status.plugin_reloaded(&change.name, false);
+            if let What::Refused(refusal) = &change.what {
+                self.status.plugin_refused(&change.name, refusal);
             }
         }
         let is_active = |name: &str| config.plugins.is_active(name);
@@ -268,7 +268,7 @@ impl Reload {
     /// Refuses a file that cannot be started. False for a built-in: there is nothing before it to go back to.
     async fn refuse(&self, NotStarted { version, refusal }: NotStarted) -> bool {
         tracing::error!(plugin = %version.name, "refused: {refusal}");
-        self.status.plugin_reloaded(&version.name, false);
+        self.status.plugin_refused(&version.name, &refusal);
         self.plugins.with(move |plugins| plugins.refuse(&version, refusal)).await == Some(true)
     }
 
@@ -293,7 +293,7 @@ impl Reload {
         self.let_go();
         for version in new {
             tracing::info!(plugin = %version.name, sha256 = %version.sha256, "swapped in");
-            self.status.plugin_reloaded(&version.name, true);
+            self.status.plugin_swapped(&version.name);
         }
         self.publish();
     }

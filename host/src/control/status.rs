@@ -14,7 +14,7 @@ use super::drained::Drained;
 use super::events::Events;
 use crate::config::Mistakes;
 use crate::edge::Member;
-use crate::plugin::Row;
+use crate::plugin::{Refusal, Row};
 
 /// Names of plugins that are counted apart. Whatever lies in the folder has one: what comes after is counted as `other`.
 const PLUGINS_LIMIT: usize = 64;
@@ -55,7 +55,8 @@ pub struct Reloads {
 #[derive(Debug, Clone, Default)]
 pub struct Tally {
     pub swapped: u64,
-    pub refused: u64,
+    /// By the name of the stage.
+    pub refused: BTreeMap<&'static str, u64>,
     pub faults: BTreeMap<&'static str, u64>,
 }
 
@@ -115,11 +116,14 @@ impl Status {
         self.events.config_refused(mistakes);
     }
 
-    pub fn plugin_reloaded(&self, name: &str, good: bool) {
-        let mut reloads = self.reloads();
-        let tally = reloads.tally(name);
-        *(if good { &mut tally.swapped } else { &mut tally.refused }) += 1;
-        self.events.plugin(name, if good { "swapped" } else { "refused" }, "");
+    pub fn plugin_swapped(&self, name: &str) {
+        self.reloads().tally(name).swapped += 1;
+        self.events.plugin(name, "swapped", "");
+    }
+
+    pub fn plugin_refused(&self, name: &str, refusal: &Refusal) {
+        *self.reloads().tally(name).refused.entry(refusal.stage.name()).or_default() += 1;
+        self.events.plugin(name, "refused", &refusal.to_string());
     }
 
     pub fn plugin_fault(&self, name: &str, reason: &'static str) {
@@ -145,19 +149,21 @@ fn text(files: &[PathBuf]) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plugin::Stage;
 
     #[test]
     fn files_of_many_names_do_not_become_as_many_labels() {
         let status = Status::new(&[]);
-        status.plugin_reloaded("mine", true);
+        let refusal = Refusal { stage: Stage::Format, reason: String::new() };
+        status.plugin_swapped("mine");
         for number in 0..2 * PLUGINS_LIMIT {
-            status.plugin_reloaded(&format!("junk-{number}"), false);
+            status.plugin_refused(&format!("junk-{number}"), &refusal);
         }
         status.plugin_fault("late", "trap");
         status.plugin_fault("mine", "trap");
         let plugins = &status.reloads().plugins;
         assert_eq!(plugins.len(), PLUGINS_LIMIT + 1);
-        assert_eq!(plugins["other"].refused, PLUGINS_LIMIT as u64 + 1);
+        assert_eq!(plugins["other"].refused["format"], PLUGINS_LIMIT as u64 + 1);
         assert_eq!(plugins["other"].faults["trap"], 1);
         assert_eq!((plugins["mine"].swapped, plugins["mine"].faults["trap"]), (1, 1));
     }
