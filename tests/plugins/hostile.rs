@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::bombs;
-use super::guest::{RANDOM_BYTES, STREAM, TIME, WAKING};
+use super::guest::{KEPT_WAKING, RANDOM_BYTES, STREAM, TIME, WAKING};
 use super::guests::*;
 use super::*;
 
@@ -371,6 +371,9 @@ async fn what_the_host_does_for_a_guest_or_takes_it_for_is_bounded() {
         ("a forged name", with_forged_name(), Refused("configure"), "forged"),
         ("as large as a script, but not code", padded(busy(200_000)), Refused("trial"), "plugins.limits.fuel"),
     ];
+    let configure_keeping = format!("{} {OK}", asking(100));
+    let keeping = Guest { ask: KEPT_WAKING, fields, configure: &configure_keeping, ..Guest::default() };
+    rows.push(("keeps what it is given", policy(keeping), Refused("configure"), ""));
     for ask in [RANDOM_BYTES, TIME, WAKING, STREAM] {
         let guest = || Guest { ask, fields, ..Guest::default() };
         rows.push(("at configure", policy(Guest { configure: &configure, ..guest() }), Refused("configure"), "fuel"));
