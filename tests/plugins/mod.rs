@@ -1,8 +1,10 @@
 //! Plugins are exchanged under load, and the worst of them costs no request.
 
 mod bombs;
+mod compiling;
 mod decisions;
 mod faults;
+mod fleets;
 mod guest;
 mod guests;
 mod hostile;

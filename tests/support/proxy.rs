@@ -174,6 +174,11 @@ impl Proxy {
         peak.and_then(|kib| kib.parse::<u64>().ok()).expect("its peak") << 10
     }
 
+    /// Of its process.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Sends it a signal, such as `TERM`.
     pub fn signal(&self, name: &str) {
         self.process.signal(name);

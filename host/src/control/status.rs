@@ -47,6 +47,8 @@ pub struct Reloads {
     pub config_refused: u64,
     /// Why the newest text was refused; `None` while it is the one in force.
     pub config_mistakes: Option<Mistakes>,
+    /// The newest text is in force but for its `[plugins]`, which waits for what is being compiled.
+    pub config_waits: bool,
     /// By plugin, over all its versions.
     pub plugins: BTreeMap<String, Tally>,
 }
@@ -101,18 +103,32 @@ impl Status {
         self.reloads().text.replace(now) != Some(now)
     }
 
-    pub fn config_loaded(&self, at: SystemTime) {
+    pub fn config_loaded(&self) {
         let mut reloads = self.reloads();
         reloads.config_generation += 1;
-        reloads.config_loaded_at = Some(at);
+        reloads.config_loaded_at = Some(SystemTime::now());
         reloads.config_mistakes = None;
+        reloads.config_waits = false;
         self.events.config_loaded();
+    }
+
+    /// The newest text is in force but for its `[plugins]`.
+    pub fn config_awaits_plugins(&self) {
+        let mut reloads = self.reloads();
+        reloads.config_mistakes = None;
+        reloads.config_waits = true;
+        self.events.config_awaits_plugins();
+    }
+
+    pub fn is_config_waiting(&self) -> bool {
+        self.reloads().config_waits
     }
 
     pub fn config_refused(&self, mistakes: &Mistakes) {
         let mut reloads = self.reloads();
         reloads.config_refused += 1;
         reloads.config_mistakes = Some(mistakes.clone());
+        reloads.config_waits = false;
         self.events.config_refused(mistakes);
     }
 

@@ -227,7 +227,7 @@ const FAMILIES: &[Family] = &[
     gauge(
         "vision_proxy_config_current",
         &[],
-        "1 while the newest configuration is in force, 0 while it is refused",
+        "1 while the newest configuration is in force, 0 while it is refused or waits for a plugin that is being compiled",
         |all, to| to.number(&[], one_if(all.gauges.is_config_current)),
     ),
     counter(

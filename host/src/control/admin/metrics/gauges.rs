@@ -76,7 +76,7 @@ impl Gauges {
             reloads: reloads.plugins,
             config_loaded: reloads.config_generation,
             config_refused: reloads.config_refused,
-            is_config_current: reloads.config_mistakes.is_none(),
+            is_config_current: reloads.config_mistakes.is_none() && !reloads.config_waits,
             cert_not_after: snapshot.config.tls.as_ref().and_then(|tls| tls.not_after),
             started_at: view.status.started_at,
         }
