@@ -60,7 +60,7 @@ async fn has_fleet(proxy: &Proxy, names: &[&str]) {
 
 async fn config_is(proxy: &Proxy, state: &str) -> Value {
     let is_it = async || proxy.admin_json("/api/config").await["state"] == state;
-    eventually(&format!("the configuration is {state}"), is_it).await;
+    patiently(COMPILED_WITHIN, &format!("the configuration is {state}"), is_it).await;
     proxy.admin_json("/api/config").await
 }
 
