@@ -222,8 +222,11 @@ async fn bodies_in_flight_are_bounded_together() {
     let gate = Gate::closed();
     backend.always(Answer::json(200, completion(NATIVE).to_string()).behind(&gate));
     let body = vision_body(&[base64_text(900_000)]);
+    let held_bytes = async || proxy.metrics().await.value("vision_proxy_bodies_in_flight_bytes", &[]);
+    assert_eq!(held_bytes().await, Some(0.0));
     let held: Vec<_> = (0..2).map(|_| Pending::of(proxy.another_client().post(CHAT, body.clone()))).collect();
     gate.reached_by(2).await;
+    assert_eq!(held_bytes().await, Some(2.0 * body.to_string().len() as f64));
     let refused = whole(proxy.another_client().post(CHAT, body)).await.refused(503, "proxy_overloaded");
     assert_ne!(refused.header("retry-after"), "");
     gate.open();
@@ -231,6 +234,7 @@ async fn bodies_in_flight_are_bounded_together() {
         pending.reply().await.ok();
     }
     proxy.client.chat().await.ok();
+    proxy.falls_idle().await;
 }
 
 #[tokio::test]

@@ -113,6 +113,19 @@ pub const WAKING: &str = r#"
   (core instance $asking (instantiate $Ask (with "host" (instance
     (export "subscribe" (func $subscribe)) (export "drop" (func $drop))))))"#;
 
+/// To be woken, without end.
+pub const KEPT_WAKING: &str = r#"
+  (import "wasi:io/poll@0.2.0" (instance $poll (export "pollable" (type (sub resource)))))
+  (alias export $poll "pollable" (type $pollable))
+  (import "wasi:clocks/monotonic-clock@0.2.0" (instance $clock
+    (alias outer 1 $pollable (type $p))
+    (export "subscribe-duration" (func (param "when" u64) (result (own $p))))))
+  (core func $subscribe (canon lower (func $clock "subscribe-duration")))
+  (core module $Ask
+    (import "host" "subscribe" (func $subscribe (param i64) (result i32)))
+    (func (export "ask") (drop (call $subscribe (i64.const 1)))))
+  (core instance $asking (instantiate $Ask (with "host" (instance (export "subscribe" (func $subscribe))))))"#;
+
 /// A stream, and nothing of it.
 pub const STREAM: &str = r#"
   (core module $Ask

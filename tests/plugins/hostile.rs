@@ -3,12 +3,13 @@
 //!
 //! A row is a guest, what becomes of it, and a word that its cause must hold.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::bombs;
-use super::guest::{RANDOM_BYTES, STREAM, TIME, WAKING};
+use super::guest::{KEPT_WAKING, RANDOM_BYTES, STREAM, TIME, WAKING};
 use super::guests::*;
 use super::*;
 
@@ -48,6 +49,7 @@ async fn meets(plugin: &str, good: &[u8], rows: Vec<Row>) {
     let good_sha256 = sha256(good);
     let load = Load::by(&proxy, 1, answered_soon);
     let mut unexplained = Vec::new();
+    let mut refused_at: BTreeMap<&str, f64> = BTreeMap::new();
     for (name, content, end, word) in &rows {
         let before = active(&proxy, plugin).await;
         assert_eq!(before["sha256"], good_sha256, "before {name}");
@@ -55,10 +57,12 @@ async fn meets(plugin: &str, good: &[u8], rows: Vec<Row>) {
         proxy.write_plugin(plugin, content);
         let cause = match end {
             Refused(stage) => {
+                let at_stage = *refused_at.entry(*stage).and_modify(|count| *count += 1.0).or_insert(1.0);
                 let row = file_is(&proxy, plugin, content, "refused").await;
                 let cause = row["last_error"].as_str().unwrap_or_default().to_owned();
                 assert!(cause.starts_with(&format!("{stage}: ")), "{name}: {cause}");
                 assert_eq!(reloads(&proxy, plugin, "refused").await, refused + 1.0, "{name}");
+                assert_eq!(refusals(&proxy, plugin, stage).await, at_stage, "{name}");
                 let now = active(&proxy, plugin).await;
                 assert_eq!((&now["generation"], &now["faults"]), (&before["generation"], &before["faults"]), "{name}");
                 cause
@@ -367,6 +371,9 @@ async fn what_the_host_does_for_a_guest_or_takes_it_for_is_bounded() {
         ("a forged name", with_forged_name(), Refused("configure"), "forged"),
         ("as large as a script, but not code", padded(busy(200_000)), Refused("trial"), "plugins.limits.fuel"),
     ];
+    let configure_keeping = format!("{} {OK}", asking(100));
+    let keeping = Guest { ask: KEPT_WAKING, fields, configure: &configure_keeping, ..Guest::default() };
+    rows.push(("keeps what it is given", policy(keeping), Refused("configure"), ""));
     for ask in [RANDOM_BYTES, TIME, WAKING, STREAM] {
         let guest = || Guest { ask, fields, ..Guest::default() };
         rows.push(("at configure", policy(Guest { configure: &configure, ..guest() }), Refused("configure"), "fuel"));

@@ -1,8 +1,10 @@
 //! Plugins are exchanged under load, and the worst of them costs no request.
 
 mod bombs;
+mod compiling;
 mod decisions;
 mod faults;
+mod fleets;
 mod guest;
 mod guests;
 mod hostile;
@@ -12,14 +14,18 @@ mod reload;
 mod signatures;
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
+use crate::support::wait::patiently;
 use crate::support::*;
 
 /// The policy of most tests here, which is no built-in one.
 const MY_POLICY: &str = "my-policy";
+/// What is compiled gives way to everything else: where others use up the machine it has a fiftieth of a core.
+const COMPILED_WITHIN: Duration = Duration::from_secs(90);
 const WITH_MY_POLICY: &str = "workers = 2\n[plugins]\npolicy = \"my-policy\"\n";
 
 /// Starts a proxy before these backends, with what `fill` puts into its folder `plugins`.
@@ -65,7 +71,7 @@ async fn active(proxy: &Proxy, name: &str) -> Value {
 async fn runs(proxy: &Proxy, name: &str, content: &[u8]) -> Value {
     let sha256 = sha256(content);
     let is_it = async || active(proxy, name).await["sha256"] == sha256;
-    eventually(&format!("{name} runs {sha256}"), is_it).await;
+    patiently(COMPILED_WITHIN, &format!("{name} runs {sha256}"), is_it).await;
     active(proxy, name).await
 }
 
@@ -74,7 +80,7 @@ async fn file_is(proxy: &Proxy, name: &str, content: &[u8], state: &str) -> Valu
     let sha256 = sha256(content);
     let is_it = |row: &Value| row["state"] == state && (row["sha256"] == sha256 || row["sha256"].is_null());
     let said = async || rows(proxy, name).await.into_iter().find(is_it);
-    eventually(&format!("{name} of {sha256} is {state}"), async || said().await.is_some()).await;
+    patiently(COMPILED_WITHIN, &format!("{name} of {sha256} is {state}"), async || said().await.is_some()).await;
     said().await.expect("what was said a moment ago")
 }
 
@@ -82,6 +88,12 @@ async fn file_is(proxy: &Proxy, name: &str, content: &[u8], state: &str) -> Valu
 async fn reloads(proxy: &Proxy, name: &str, result: &str) -> f64 {
     let labels = [("plugin", name), ("result", result)];
     proxy.metrics().await.value("vision_proxy_plugin_reloads_total", &labels).unwrap_or_default()
+}
+
+/// Refusals of this name at this stage so far.
+async fn refusals(proxy: &Proxy, name: &str, stage: &str) -> f64 {
+    let labels = [("plugin", name), ("stage", stage)];
+    proxy.metrics().await.value("vision_proxy_plugin_refusals_total", &labels).unwrap_or_default()
 }
 
 /// Faults of this name and reason so far.

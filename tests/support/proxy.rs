@@ -143,9 +143,11 @@ impl Proxy {
         let idle = async || {
             let fleet = self.admin_json("/api/fleet").await;
             let backends = fleet["backends"].as_array().expect("a list of backends");
-            fleet["queue"]["waiting"] == 0 && backends.iter().all(|backend| backend["in_flight"] == 0)
+            fleet["queue"]["waiting"] == 0
+                && backends.iter().all(|backend| backend["in_flight"] == 0)
+                && self.metrics().await.value("vision_proxy_bodies_in_flight_bytes", &[]) == Some(0.0)
         };
-        eventually("all slots and places are given back", idle).await;
+        eventually("all slots, places and bytes are given back", idle).await;
     }
 
     /// Memory that is its own at this moment, in KiB: not the pages of the program, which come as it runs.
@@ -170,6 +172,11 @@ impl Proxy {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).expect("its status");
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
         peak.and_then(|kib| kib.parse::<u64>().ok()).expect("its peak") << 10
+    }
+
+    /// Of its process.
+    pub fn id(&self) -> u32 {
+        self.process.id()
     }
 
     /// Sends it a signal, such as `TERM`.

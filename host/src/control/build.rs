@@ -87,6 +87,11 @@ fn is_alias(name: &str, routes: Option<&Vec<Route>>, fleet: &[Member]) -> bool {
     routes.is_some_and(|routes| !routes.is_empty() && routes.iter().all(is_other_name))
 }
 
+/// Whether these two configurations tell a plugin the same and give it the same: of the fleet, neither says anything here.
+pub fn is_told_the_same(version: &Version, old: &Config, new: &Config) -> bool {
+    old.plugins.limits == new.plugins.limits && settings(old, version) == settings(new, version)
+}
+
 /// What a plugin is told of its settings; a translator finds the `[models]` table among them.
 fn settings(config: &Config, version: &Version) -> Value {
     let mut settings = config.plugins.settings.get(&version.name).cloned().unwrap_or_else(|| json!({}));

@@ -44,6 +44,11 @@ impl Events {
         self.tell("config", json!({"what": "loaded"}));
     }
 
+    /// A configuration was loaded but for what it says of plugins, one of which is being compiled.
+    pub fn config_awaits_plugins(&self) {
+        self.tell("config", json!({"what": "pending"}));
+    }
+
     /// A configuration was refused.
     pub fn config_refused(&self, mistakes: &Mistakes) {
         let why: Vec<String> = mistakes.to_string().lines().map(str::to_owned).collect();

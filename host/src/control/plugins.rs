@@ -50,6 +50,34 @@ impl Plugins {
         changes
     }
 
+    /// Whether what these rules set to work is compiled, so that they can come into force at once. Where it is not they wait for
+    /// that, and files are judged by them meanwhile. Answers with what was found. Blocks for as long as reading files takes.
+    pub fn prepare(&self, in_force: &config::Plugins, rules: &config::Plugins) -> (bool, Vec<Change>) {
+        {
+            let mut store = self.store();
+            if in_force == rules {
+                store.want(None);
+                return (true, Vec::new());
+            }
+            if store.wanted() != Some(rules) {
+                store.reconsider();
+                store.want(Some(rules.clone()));
+            }
+        }
+        let mut changes = self.scan(in_force);
+        if !self.is_compiled(rules) {
+            return (false, changes);
+        }
+        self.store().want(None);
+        changes.extend(self.scan(rules));
+        (true, changes)
+    }
+
+    /// Whether nothing that these rules set to work is being compiled.
+    pub fn is_compiled(&self, rules: &config::Plugins) -> bool {
+        self.store().ordered(|name| rules.is_active(name)).is_empty()
+    }
+
     /// Returns when the files of these names are compiled. Blocks for as long as that takes.
     pub fn finish(&self, config: &config::Plugins, is_asked: impl Fn(&str) -> bool) {
         for _ in 0..COMPILED_AT_ONCE {
@@ -88,16 +116,20 @@ impl Plugins {
         store.status(&[]).into_iter().filter(unusable).map(reason).collect()
     }
 
-    /// The active pair, by their names in the configuration.
+    /// The active pair, by their names in the configuration. Where that is in force already, what has nothing left to run is stood
+    /// in for by the built-in plugin of its kind: nothing else that changes is to fail for it.
     ///
     /// # Errors
     /// The names that nothing runs under, as mistakes of the configuration.
-    pub fn active(&self, config: &Config) -> Result<(Arc<Version>, Arc<Version>), Mistakes> {
+    pub fn active(&self, config: &Config, is_in_force: bool) -> Result<(Arc<Version>, Arc<Version>), Mistakes> {
         let store = self.store();
         let find = |key: &str, name: &str, kind: Kind| match store.current(name) {
             Some(version) if version.kind == kind => Ok(version),
             Some(version) => Err(mistake(key, format!("`{name}` is a {}, not a {}", version.kind.name(), kind.name()))),
-            None => Err(mistake(key, nothing_runs(&store, name, &config.plugins.dir))),
+            None => is_in_force
+                .then(|| store.current(kind.built_in()))
+                .flatten()
+                .ok_or_else(|| mistake(key, nothing_runs(&store, name, &config.plugins.dir))),
         };
         let policy = find("plugins.policy", &config.plugins.policy, Kind::Policy);
         let translator = find("plugins.translator", &config.plugins.translator, Kind::Translator);

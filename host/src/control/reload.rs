@@ -3,6 +3,7 @@
 
 mod changes;
 mod fleet;
+mod plugins;
 
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
@@ -12,7 +13,6 @@ use std::time::SystemTime;
 use http::HeaderValue;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
-use tokio::time::Instant;
 
 use super::build::{self, NotStarted, Parts};
 use super::plugins::{Plugins, mistake};
@@ -22,9 +22,9 @@ use super::source::ConfigSource;
 use super::status::Status;
 use crate::config::{BackendConfig, Config, Mistake, Mistakes};
 use crate::edge::upstream::Pool;
-use crate::edge::{FaultReport, Keyring, Member, Shared, Snapshot};
+use crate::edge::{Keyring, Member, Shared, Snapshot};
 use crate::fleet::{Backend, Queue};
-use crate::plugin::{Kind, Strikes, Version, What};
+use crate::plugin::{Strikes, Version};
 pub use changes::{Change, Changed, Refused, Wish};
 
 /// The fleet that configuration and registrations ask for, keeping the backends that live already: those in use, and those that left
@@ -70,7 +70,7 @@ fn members(
 /// # Errors
 /// What is wrong with plugins or keys, as mistakes of the configuration.
 pub fn first_snapshot(config: Config, plugins: &Plugins, queue: &Arc<Queue>) -> Result<Snapshot, Mistakes> {
-    let (policy, translator) = plugins.active(&config)?;
+    let (policy, translator) = plugins.active(&config, false)?;
     let fleet = members(&config, &Registered::default(), [&[], &[]], queue)?;
     for member in &fleet {
         member.backend.configure(member.config.slots, member.config.engine, &config.capacity);
@@ -136,10 +136,17 @@ impl Reload {
             return;
         }
         match self.reconfigure().await {
-            Ok(()) => {
-                tracing::info!("configuration reloaded");
+            Ok(is_whole) => {
                 log_warnings(&self.shared.snapshot.load().config);
-                self.status.config_loaded(SystemTime::now());
+                if is_whole {
+                    tracing::info!("configuration reloaded");
+                    self.status.config_loaded();
+                } else {
+                    tracing::info!(
+                        "configuration reloaded, but for [plugins]: that waits for a plugin that is being compiled"
+                    );
+                    self.status.config_awaits_plugins();
+                }
             }
             Err(mistakes) => {
                 tracing::error!("configuration refused, the old one stays: {mistakes}");
@@ -148,95 +155,44 @@ impl Reload {
         }
     }
 
-    async fn reconfigure(&mut self) -> Result<(), Mistakes> {
-        let config = self.source.load().await?;
+    /// Brings a new configuration into force. False where its `[plugins]` has to wait for what is being compiled: then that stays
+    /// as it was until `plugins_ready`, for nobody else is to wait.
+    async fn reconfigure(&mut self) -> Result<bool, Mistakes> {
+        let mut config = self.source.load().await?;
         let old = self.shared.snapshot.load_full();
         let fixed = unchangeable(&old.config, &config);
         if !fixed.is_empty() {
             return Err(Mistakes { path: self.source.path.clone(), all: fixed });
         }
-        if old.config.plugins != config.plugins {
-            let new = config.plugins.clone();
-            self.plugins
-                .with(move |plugins| {
-                    plugins.store().reconsider();
-                    plugins.scan(&new);
-                    plugins.finish(&new, |name| new.is_active(name));
-                })
-                .await;
+        let wanted_before = self.plugins.store().wanted().cloned();
+        let (in_force, rules) = (old.config.plugins.clone(), config.plugins.clone());
+        let prepared = self.plugins.with(move |plugins| plugins.prepare(&in_force, &rules)).await;
+        let (is_whole, changes) = prepared.unwrap_or((true, Vec::new()));
+        self.count_refused(&changes);
+        if !is_whole {
+            config.plugins = old.config.plugins.clone();
         }
         let mut registered = self.registered.clone();
         let listed = registered.yield_to(&config.backends);
-        self.adopt(Arc::new(config), registered).await?;
+        if let Err(mistakes) = self.adopt(Arc::new(config), registered).await {
+            self.plugins.store().want(wanted_before);
+            return Err(mistakes);
+        }
         for name in listed {
             self.status.events.fleet(&name, "is the configuration's from now on");
         }
-        Ok(())
-    }
-
-    /// Looks at the plugin folder; what is new and active is swapped in.
-    pub async fn plugins_changed(&mut self) {
-        let config = Arc::clone(&self.shared.snapshot.load().config);
-        let rules = Arc::clone(&config);
-        let Some(changes) = self.plugins.with(move |plugins| plugins.scan(&rules.plugins)).await else { return };
-        for change in &changes {
-            if let What::Refused(_) = change.what {
-                self.status.plugin_reloaded(&change.name, false);
-            }
-        }
-        let is_active = |name: &str| config.plugins.is_active(name);
-        if changes.iter().any(|change| is_active(&change.name) && matches!(change.what, What::Loaded(_) | What::Gone)) {
-            self.swap_plugins().await;
-        }
-        self.publish();
-    }
-
-    /// Swaps in what the store now says.
-    async fn swap_plugins(&mut self) {
-        let snapshot = self.shared.snapshot.load_full();
-        if let Err(mistakes) = self.swap(Arc::clone(&snapshot.config), snapshot.fleet.clone()).await {
-            tracing::error!("no other plugin could be swapped in, what ran runs on: {mistakes}");
-        }
-    }
-
-    /// A plugin call failed on a worker: its instance is built anew, or the version before comes back.
-    pub async fn fault(&mut self, report: FaultReport) {
-        let FaultReport { snapshot, worker, kind, fault } = report;
-        let version = match kind {
-            Kind::Policy => Arc::clone(snapshot.policy.version()),
-            Kind::Translator => Arc::clone(snapshot.translator.version()),
-        };
-        self.status.plugin_fault(&version.name, fault.reason());
-        tracing::warn!(plugin = %version.name, reason = fault.reason(), "plugin call failed, the host answered: {fault}");
-        let strikes = self.strikes.entry((version.name.clone(), version.sha256.clone())).or_default();
-        if strikes.strike(Instant::now()) {
-            return self.roll_back(&version, &fault.to_string()).await;
-        }
-        let rebuilt = spawn_blocking(move || match kind {
-            Kind::Policy => snapshot.policy.rebuild(worker),
-            Kind::Translator => snapshot.translator.rebuild(worker),
-        });
-        if let Ok(Err(refusal)) = rebuilt.await {
-            self.roll_back(&version, &refusal.to_string()).await;
-        }
-    }
-
-    async fn roll_back(&mut self, version: &Arc<Version>, why: &str) {
-        tracing::error!(plugin = %version.name, sha256 = version.sha256, "rolled back after repeated faults: {why}");
-        self.status.events.plugin(&version.name, "rolled back", why);
-        let (version, why) = (Arc::clone(version), why.to_owned());
-        self.plugins.with(move |plugins| plugins.roll_back(&version, &why)).await;
-        self.swap_plugins().await;
-        self.publish();
+        Ok(is_whole)
     }
 
     /// Builds the next snapshot and stores it. A plugin file that cannot be started is refused, and the version before it
-    /// taken; where the very version that runs cannot, or nothing is left, the configuration is at fault.
+    /// taken. So it is where the very version that runs cannot be started with another fleet, or nothing is left; but where it is
+    /// told something else than before, the configuration is at fault.
     async fn swap(&mut self, config: Arc<Config>, fleet: Vec<Member>) -> Result<(), Mistakes> {
         let mut refused = None;
+        let in_force = Arc::clone(&self.shared.snapshot.load().config);
         loop {
-            let active = self.plugins.active(&config).map_err(|mistakes| refused.clone().unwrap_or(mistakes))?;
-            let (policy, translator) = active;
+            let active = self.plugins.active(&config, config.plugins == in_force.plugins);
+            let (policy, translator) = active.map_err(|mistakes| refused.clone().unwrap_or(mistakes))?;
             let running = self.running();
             let mut new = vec![Arc::clone(&policy), Arc::clone(&translator)];
             new.retain(|version| !running.contains(&version.generation));
@@ -252,7 +208,14 @@ impl Reload {
                 Err(Some(error)) => {
                     let mistakes = error.mistakes();
                     let is_running = running.contains(&error.version.generation);
-                    if is_running || !self.refuse(error).await {
+                    let is_given_up = if !is_running {
+                        self.refuse(error).await
+                    } else if build::is_told_the_same(&error.version, &in_force, &config) {
+                        self.give_up(error).await
+                    } else {
+                        false
+                    };
+                    if !is_given_up {
                         return Err(mistakes);
                     }
                     refused.get_or_insert(mistakes);
@@ -263,13 +226,6 @@ impl Reload {
                 }
             }
         }
-    }
-
-    /// Refuses a file that cannot be started. False for a built-in: there is nothing before it to go back to.
-    async fn refuse(&self, NotStarted { version, refusal }: NotStarted) -> bool {
-        tracing::error!(plugin = %version.name, "refused: {refusal}");
-        self.status.plugin_reloaded(&version.name, false);
-        self.plugins.with(move |plugins| plugins.refuse(&version, refusal)).await == Some(true)
     }
 
     /// Generations of the plugins in use.
@@ -293,7 +249,7 @@ impl Reload {
         self.let_go();
         for version in new {
             tracing::info!(plugin = %version.name, sha256 = %version.sha256, "swapped in");
-            self.status.plugin_reloaded(&version.name, true);
+            self.status.plugin_swapped(&version.name);
         }
         self.publish();
     }

@@ -14,7 +14,7 @@ use super::drained::Drained;
 use super::events::Events;
 use crate::config::Mistakes;
 use crate::edge::Member;
-use crate::plugin::Row;
+use crate::plugin::{Refusal, Row};
 
 /// Names of plugins that are counted apart. Whatever lies in the folder has one: what comes after is counted as `other`.
 const PLUGINS_LIMIT: usize = 64;
@@ -47,6 +47,8 @@ pub struct Reloads {
     pub config_refused: u64,
     /// Why the newest text was refused; `None` while it is the one in force.
     pub config_mistakes: Option<Mistakes>,
+    /// The newest text is in force but for its `[plugins]`, which waits for what is being compiled.
+    pub config_waits: bool,
     /// By plugin, over all its versions.
     pub plugins: BTreeMap<String, Tally>,
 }
@@ -55,7 +57,8 @@ pub struct Reloads {
 #[derive(Debug, Clone, Default)]
 pub struct Tally {
     pub swapped: u64,
-    pub refused: u64,
+    /// By the name of the stage.
+    pub refused: BTreeMap<&'static str, u64>,
     pub faults: BTreeMap<&'static str, u64>,
 }
 
@@ -100,26 +103,43 @@ impl Status {
         self.reloads().text.replace(now) != Some(now)
     }
 
-    pub fn config_loaded(&self, at: SystemTime) {
+    pub fn config_loaded(&self) {
         let mut reloads = self.reloads();
         reloads.config_generation += 1;
-        reloads.config_loaded_at = Some(at);
+        reloads.config_loaded_at = Some(SystemTime::now());
         reloads.config_mistakes = None;
+        reloads.config_waits = false;
         self.events.config_loaded();
+    }
+
+    /// The newest text is in force but for its `[plugins]`.
+    pub fn config_awaits_plugins(&self) {
+        let mut reloads = self.reloads();
+        reloads.config_mistakes = None;
+        reloads.config_waits = true;
+        self.events.config_awaits_plugins();
+    }
+
+    pub fn is_config_waiting(&self) -> bool {
+        self.reloads().config_waits
     }
 
     pub fn config_refused(&self, mistakes: &Mistakes) {
         let mut reloads = self.reloads();
         reloads.config_refused += 1;
         reloads.config_mistakes = Some(mistakes.clone());
+        reloads.config_waits = false;
         self.events.config_refused(mistakes);
     }
 
-    pub fn plugin_reloaded(&self, name: &str, good: bool) {
-        let mut reloads = self.reloads();
-        let tally = reloads.tally(name);
-        *(if good { &mut tally.swapped } else { &mut tally.refused }) += 1;
-        self.events.plugin(name, if good { "swapped" } else { "refused" }, "");
+    pub fn plugin_swapped(&self, name: &str) {
+        self.reloads().tally(name).swapped += 1;
+        self.events.plugin(name, "swapped", "");
+    }
+
+    pub fn plugin_refused(&self, name: &str, refusal: &Refusal) {
+        *self.reloads().tally(name).refused.entry(refusal.stage.name()).or_default() += 1;
+        self.events.plugin(name, "refused", &refusal.to_string());
     }
 
     pub fn plugin_fault(&self, name: &str, reason: &'static str) {
@@ -145,19 +165,21 @@ fn text(files: &[PathBuf]) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plugin::Stage;
 
     #[test]
     fn files_of_many_names_do_not_become_as_many_labels() {
         let status = Status::new(&[]);
-        status.plugin_reloaded("mine", true);
+        let refusal = Refusal { stage: Stage::Format, reason: String::new() };
+        status.plugin_swapped("mine");
         for number in 0..2 * PLUGINS_LIMIT {
-            status.plugin_reloaded(&format!("junk-{number}"), false);
+            status.plugin_refused(&format!("junk-{number}"), &refusal);
         }
         status.plugin_fault("late", "trap");
         status.plugin_fault("mine", "trap");
         let plugins = &status.reloads().plugins;
         assert_eq!(plugins.len(), PLUGINS_LIMIT + 1);
-        assert_eq!(plugins["other"].refused, PLUGINS_LIMIT as u64 + 1);
+        assert_eq!(plugins["other"].refused["format"], PLUGINS_LIMIT as u64 + 1);
         assert_eq!(plugins["other"].faults["trap"], 1);
         assert_eq!((plugins["mine"].swapped, plugins["mine"].faults["trap"]), (1, 1));
     }

@@ -147,6 +147,11 @@ impl ByteBudget {
         self.limit.store(limit, Relaxed);
     }
 
+    /// Bytes that are held now.
+    pub fn held(&self) -> u64 {
+        self.held.load(Relaxed)
+    }
+
     /// Whether `bytes` more could be taken now.
     pub fn has_room(&self, bytes: u64) -> bool {
         self.held.load(Relaxed).saturating_add(bytes) <= self.limit.load(Relaxed)

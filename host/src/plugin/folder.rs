@@ -101,6 +101,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_content_that_changed_since_it_was_looked_at_is_none() {
+        let path = std::env::temp_dir().join(format!("vision-proxy-folder-{}.wasm", std::process::id()));
+        fs::write(&path, b"before").unwrap();
+        let before = Stamp::of(&path).unwrap();
+        assert_eq!(read("mine", &path, before), Ok(Some(b"before".to_vec())));
+        fs::write(&path, b"and after").unwrap();
+        assert_eq!(read("mine", &path, before), Ok(None));
+        let after = Stamp::of(&path).unwrap();
+        assert_eq!(read("mine", &path, after), Ok(Some(b"and after".to_vec())));
+        fs::remove_file(&path).unwrap();
+        assert_eq!(read("mine", &path, after).unwrap_err().stage, Stage::File);
+    }
+
+    #[test]
     fn a_name_is_what_stands_before_the_ending() {
         let name = |file: &str| plugin_name(file);
         assert_eq!(name("round-robin.wasm").as_deref(), Some("round-robin"));

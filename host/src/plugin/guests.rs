@@ -8,7 +8,7 @@ mod guest;
 
 use std::sync::Arc;
 
-pub use guest::{Guest, RANDOM_BYTES, STREAM, TIME, WAKING};
+pub use guest::{Guest, KEPT_WAKING, RANDOM_BYTES, STREAM, TIME, WAKING};
 
 use super::bindings::{Backend, Fleet, Request};
 use super::{Runtime, Version, trial};

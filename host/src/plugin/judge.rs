@@ -24,6 +24,9 @@ use super::{Refusal, Runtime, Stage, compile};
 /// What this program's command line says to make it the child.
 pub const ARGUMENTS: [&str; 2] = ["plugin", "judge"];
 
+/// Which process started the child.
+const PARENT: &str = "VISION_PROXY_PARENT";
+
 /// The longest the child may take by the clock. Where others use up the machine it gets a fiftieth of a core, and
 /// what is large needs a quarter of a minute.
 const WALL_MAX: Duration = Duration::from_secs(20 * 60);
@@ -84,6 +87,7 @@ impl Judge {
             .args(ARGUMENTS)
             .env_clear()
             // The allocator sets address space aside in steps of a gigabyte otherwise, and that would count.
+            .env(PARENT, std::process::id().to_string())
             .env("MIMALLOC_ARENA_RESERVE", ALLOCATOR_STEP_KIB)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -152,6 +156,8 @@ fn died(status: ExitStatus, said: &str, bounds: &Bounds) -> Refusal {
 /// # Errors
 /// Where it could not even begin.
 pub fn judge_standard_input() -> anyhow::Result<()> {
+    #[cfg(target_os = "linux")]
+    end_with_parent()?;
     let mut bytes = Vec::new();
     io::stdin().lock().take(compile::COMPONENT_MAX_BYTES as u64 + 1).read_to_end(&mut bytes)?;
     let runtime = Runtime::new()?;
@@ -160,6 +166,16 @@ pub fn judge_standard_input() -> anyhow::Result<()> {
     let thread = std::thread::Builder::new().stack_size(CHILD_STACK_BYTES).spawn(compiling)?;
     // The compiler's panics end inside `compile`.
     let _ = thread.join();
+    Ok(())
+}
+
+/// From here on this process ends with the one that started it, as it does where that is gone already.
+#[cfg(target_os = "linux")]
+fn end_with_parent() -> anyhow::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    let Ok(started_by) = std::env::var(PARENT) else { return Ok(()) };
+    let parent = rustix::process::getppid().map(|parent| parent.as_raw_nonzero().to_string());
+    anyhow::ensure!(parent == Some(started_by), "who asked is gone");
     Ok(())
 }
 
@@ -172,7 +188,6 @@ fn bind(bounds: &Bounds) -> io::Result<()> {
     {
         let most = mapped_bytes() + bounds.memory_bytes;
         lower(Resource::As, most, most)?;
-        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
         // Not allowed everywhere, and only a wish.
         let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     }

@@ -50,7 +50,7 @@ pub use policy::{Column, Policy};
 pub use store::{Change, Row, State, Store, What};
 pub use strikes::Strikes;
 pub use translator::Translator;
-pub use version::{Timing, Version};
+pub use version::{Source, Timing, Version};
 
 /// The longest model name, public or native, in bytes.
 pub const NAME_MAX_BYTES: usize = 256;
@@ -70,6 +70,14 @@ impl Kind {
         match self {
             Self::Policy => "policy",
             Self::Translator => "translator",
+        }
+    }
+
+    /// The built-in one that whoever asks for no other has.
+    pub fn built_in(self) -> &'static str {
+        match self {
+            Self::Policy => "round-robin",
+            Self::Translator => "model-map",
         }
     }
 

@@ -265,7 +265,7 @@ mod tests {
     use tokio::time::Instant;
 
     use super::super::guests::{
-        Guest, LIMITS, RANDOM_BYTES, STREAM, TIME, WAKING, built_ins, compiled, fleet, picking, request,
+        Guest, KEPT_WAKING, LIMITS, RANDOM_BYTES, STREAM, TIME, WAKING, built_ins, compiled, fleet, picking, request,
     };
     use super::*;
     use crate::clock::thread_time;
@@ -432,6 +432,34 @@ mod tests {
             let refusal = start_guest(&Guest { ask, fields, pick: &always, ..Guest::default() }).err().unwrap();
             assert!(refusal.reason.contains("`plugins.limits.fuel` allows 200000"), "{refusal}");
         }
+    }
+
+    #[test]
+    fn what_a_guest_keeps_of_the_host_is_bounded() {
+        let fields = "(global $left (mut i32) (i32.const 0))";
+        let keeping = |handles: u32| {
+            let configure = format!(
+                "(global.set $left (i32.const {handles}))
+                (loop $more (call $ask)
+                  (global.set $left (i32.sub (global.get $left) (i32.const 1))) (br_if $more (global.get $left)))
+                (global.get $ok)"
+            );
+            start_guest(&Guest { ask: KEPT_WAKING, fields, configure: &configure, ..Guest::default() })
+        };
+        assert!(keeping(60).is_ok());
+        assert_eq!(keeping(100).err().unwrap().stage, Stage::Configure);
+    }
+
+    #[test]
+    fn names_that_no_request_could_carry_are_not_told() {
+        // Of the first backend in the list at the fourth number: how many models it serves.
+        let update = "(if (i32.ne (i32.load offset=40 (local.get 3)) (i32.const 1)) (then unreachable))";
+        let version = compiled(&Guest { update, ..Guest::default() }.policy());
+        let mut lying = fleet(3);
+        lying.backends[0].serves.extend(["".to_owned(), "a\nb".to_owned(), "x".repeat(257)]);
+        assert!(Policy::start(&version, &lying, &Value::Null, &LIMITS, 2).is_ok());
+        lying.backends[0].serves.push("another".to_owned());
+        assert_eq!(Policy::start(&version, &lying, &Value::Null, &LIMITS, 2).err().unwrap().stage, Stage::Update);
     }
 
     #[test]

@@ -38,12 +38,27 @@ pub(super) struct Shelf {
     file: Option<File>,
     /// The refusal that was told last of it.
     told: Option<(Option<String>, Refusal)>,
-    pin: Option<String>,
-    trusted_keys: Vec<String>,
+    /// Of what may run.
+    in_force: Asked,
+    /// Of the file, which may be one that waits for other rules.
+    of_file: Asked,
     /// Which key signed a content, while there are trusted ones.
     signers: BTreeMap<String, String>,
     /// Contents that were rolled back, and why.
     quarantine: BTreeMap<String, String>,
+}
+
+/// What the configuration asks of a content.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Asked {
+    pub pin: Option<String>,
+    pub trusted_keys: Vec<String>,
+}
+
+impl Asked {
+    fn is_pinned(&self, sha256: &str) -> bool {
+        self.pin.as_ref().is_none_or(|pin| pin == sha256)
+    }
 }
 
 struct File {
@@ -103,25 +118,22 @@ impl Shelf {
     }
 
     fn may_run(&self, version: &Version) -> bool {
-        let is_signed = || self.signers.get(&version.sha256).is_some_and(|key| self.trusted_keys.contains(key));
-        let is_trusted = self.trusted_keys.is_empty() || version.source == Source::BuiltIn || is_signed();
-        is_trusted && self.is_pinned(&version.sha256)
-    }
-
-    fn is_pinned(&self, sha256: &str) -> bool {
-        self.pin.as_ref().is_none_or(|pin| pin == sha256)
+        let trusted_keys = &self.in_force.trusted_keys;
+        let is_signed = || self.signers.get(&version.sha256).is_some_and(|key| trusted_keys.contains(key));
+        let is_trusted = trusted_keys.is_empty() || version.source == Source::BuiltIn || is_signed();
+        is_trusted && self.in_force.is_pinned(&version.sha256)
     }
 
     pub fn is_empty(&self) -> bool {
         self.built_in.is_none() && self.versions.is_empty() && self.file.is_none() && self.quarantine.is_empty()
     }
 
-    /// Only this content, signed by one of these keys, from now on. The file is looked at again, for another answer may be
-    /// due.
-    pub fn bind(&mut self, pin: Option<&String>, trusted_keys: &[String]) {
-        if self.pin.as_ref() != pin || self.trusted_keys != trusted_keys {
-            self.pin = pin.cloned();
-            self.trusted_keys = trusted_keys.to_vec();
+    /// Only what meets these runs from now on, and only what meets those is taken from the file: which is looked at again
+    /// where they are others than before, for another answer may be due.
+    pub fn bind(&mut self, in_force: Asked, of_file: Asked) {
+        self.in_force = in_force;
+        if self.of_file != of_file {
+            self.of_file = of_file;
             self.file.iter_mut().for_each(|file| file.fate = Fate::Unread);
             self.told = None;
         }
@@ -200,6 +212,7 @@ impl Shelf {
         let fate = match fitting {
             Ok(version) => {
                 let fate = Fate::Taken { sha256: version.sha256.clone() };
+                self.versions.retain(|before| before.sha256 != version.sha256);
                 self.versions.push(version);
                 let superfluous = self.versions.len().saturating_sub(VERSIONS_KEPT);
                 self.versions.drain(..superfluous);
@@ -237,12 +250,12 @@ impl Shelf {
         if self.quarantine.contains_key(&sha256) {
             return Fate::RolledBack { sha256 };
         }
-        if !self.is_pinned(&sha256) {
+        if !self.of_file.is_pinned(&sha256) {
             let refusal = Refusal::new(Stage::Pin, format!("its SHA-256 is {sha256}, `plugins.pins` has another"));
             return Fate::Refused { sha256: Some(sha256), refusal };
         }
-        if !self.trusted_keys.is_empty() {
-            match signature::signer(path, &bytes, &self.trusted_keys) {
+        if !self.of_file.trusted_keys.is_empty() {
+            match signature::signer(path, &bytes, &self.of_file.trusted_keys) {
                 Ok(key) => self.signed(&sha256, key),
                 Err(refusal) => return Fate::Refused { sha256: Some(sha256), refusal },
             }

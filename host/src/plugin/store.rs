@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::compiler::{Compiler, Job};
 use super::folder;
-use super::shelf::Shelf;
+use super::shelf::{Asked, Shelf};
 use super::version::Version;
 use super::{Refusal, Runtime};
 use crate::config;
@@ -28,6 +28,8 @@ const NAMES_MAX: usize = 32;
 pub struct Store {
     dir: PathBuf,
     shelves: BTreeMap<String, Shelf>,
+    /// The rules to come, which wait for what is being compiled: files are judged by them, and what runs by those in force.
+    wanted: Option<config::Plugins>,
     /// Files beyond `NAMES_MAX` in the last scan.
     left_out: usize,
 }
@@ -101,10 +103,21 @@ impl Store {
     /// A store over this folder, which need not exist. Nothing is read before the first scan.
     pub fn new(dir: impl Into<PathBuf>, built_ins: Vec<Arc<Version>>) -> Self {
         let shelf = |built_in: Arc<Version>| (built_in.name.clone(), Shelf::new(Some(built_in)));
-        Self { dir: dir.into(), shelves: built_ins.into_iter().map(shelf).collect(), left_out: 0 }
+        Self { dir: dir.into(), shelves: built_ins.into_iter().map(shelf).collect(), wanted: None, left_out: 0 }
     }
 
-    /// Reads the folder, takes what was compiled and orders what is new, by the rules of this configuration.
+    /// Sets these rules against those in force: what is in the folder is judged by them from the next scan on, and they are to
+    /// come into force when what they set to work is compiled.
+    pub fn want(&mut self, rules: Option<config::Plugins>) {
+        self.wanted = rules;
+    }
+
+    /// The rules that wait for what is being compiled.
+    pub fn wanted(&self) -> Option<&config::Plugins> {
+        self.wanted.as_ref()
+    }
+
+    /// Reads the folder, takes what was compiled and orders what is new, by the rules in force and those that are wanted.
     pub fn scan(&mut self, compiler: &Compiler, rules: &config::Plugins, now: Instant) -> Vec<Change> {
         let files = match folder::files(&self.dir) {
             Ok(files) => files,
@@ -117,12 +130,17 @@ impl Store {
         let mut changes = Vec::new();
         for (name, shelf) in &mut self.shelves {
             let before = shelf.current().map(|version| version.generation);
-            shelf.bind(rules.pins.get(name), &rules.trusted_keys);
+            let asked = |rules: &config::Plugins| Asked {
+                pin: rules.pins.get(name).cloned(),
+                trusted_keys: rules.trusted_keys.clone(),
+            };
+            let wanted = self.wanted.as_ref().unwrap_or(rules);
+            shelf.bind(asked(rules), asked(wanted));
             let what = match files.get(name) {
                 Some(path) => shelf.look(compiler, name, path, now),
                 None => Vec::from_iter(shelf.lost(&compiler.runtime)),
             };
-            if let Some(job) = shelf.ordered().filter(|_| rules.is_active(name)) {
+            if let Some(job) = shelf.ordered().filter(|_| rules.is_active(name) || wanted.is_active(name)) {
                 compiler.hurry(job);
             }
             let current = shelf.current();

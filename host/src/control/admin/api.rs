@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
+use super::super::status::Reloads;
 use super::View;
 use crate::clock::millis;
 use crate::config::{BackendConfig, BackendTls, KeyConfig, Mistakes};
@@ -143,11 +144,16 @@ fn plugin(row: &Row, active: &[u64]) -> Value {
 pub fn config(view: &View) -> Value {
     let reloads = view.status.reloads().clone();
     let config = view.shared.snapshot.load().config.clone();
+    let state = match &reloads {
+        Reloads { config_mistakes: Some(_), .. } => "refused",
+        Reloads { config_waits: true, .. } => "pending",
+        _ => "loaded",
+    };
     let seconds = |duration: Duration| humantime::format_duration(duration).to_string();
     json!({
         "generation": reloads.config_generation,
         "loaded_at": reloads.config_loaded_at.map(rfc3339),
-        "state": if reloads.config_mistakes.is_some() { "refused" } else { "loaded" },
+        "state": state,
         "errors": reloads.config_mistakes.as_ref().map(mistakes).unwrap_or_default(),
         "config": {
             "listen": config.listen,

@@ -4,26 +4,24 @@
 //! order; the table in `docs/metrics.md` says the same (a test compares).
 
 mod gauges;
+mod samples;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text};
+use prometheus_client::encoding::{DescriptorEncoder, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
-use self::gauges::{BackendGauges, Gauges};
+use self::gauges::Gauges;
+use self::samples::*;
 use super::View;
-use crate::fleet::State;
 use crate::metrics::{HistogramTotal, SeriesTotal};
-use crate::plugin::Fault;
 
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-type Labels<'a> = Vec<(&'static str, &'a str)>;
 type Totals = BTreeMap<(Arc<str>, Arc<str>), SeriesTotal>;
 type Write = fn(&Exposed, &mut Writer<'_>) -> fmt::Result;
 
@@ -141,6 +139,12 @@ const FAMILIES: &[Family] = &[
     gauge("vision_proxy_client_connections", &[], "Connections from clients open now", |all, to| {
         to.number(&[], all.gauges.client_connections as f64)
     }),
+    gauge(
+        "vision_proxy_bodies_in_flight_bytes",
+        &[],
+        "Bytes of request bodies held now, those still coming included",
+        |all, to| to.number(&[], all.gauges.bodies_bytes as f64),
+    ),
     counter(
         "vision_proxy_key_refusals",
         &["key", "reason"],
@@ -209,6 +213,12 @@ const FAMILIES: &[Family] = &[
     ),
     counter("vision_proxy_plugin_reloads", &["plugin", "result"], "Plugin files swapped in or refused", plugin_reloads),
     counter(
+        "vision_proxy_plugin_refusals",
+        &["plugin", "stage"],
+        "Plugin files refused, by how far they came",
+        plugin_refusals,
+    ),
+    counter(
         "vision_proxy_config_reloads",
         &["result"],
         "Configurations loaded or refused, the first included",
@@ -217,7 +227,7 @@ const FAMILIES: &[Family] = &[
     gauge(
         "vision_proxy_config_current",
         &[],
-        "1 while the newest configuration is in force, 0 while it is refused",
+        "1 while the newest configuration is in force, 0 while it is refused or waits for a plugin that is being compiled",
         |all, to| to.number(&[], one_if(all.gauges.is_config_current)),
     ),
     counter(
@@ -253,147 +263,4 @@ impl Collector for Exposed {
         }
         Ok(())
     }
-}
-
-/// Writes the samples of one family; what it is given are the values of that family's labels.
-struct Writer<'a> {
-    metric: MetricEncoder<'a>,
-    labels: &'static [&'static str],
-}
-
-impl Writer<'_> {
-    fn labels<'v>(&self, values: &[&'v str]) -> Labels<'v> {
-        debug_assert_eq!(self.labels.len(), values.len(), "{:?}", self.labels);
-        self.labels.iter().copied().zip(values.iter().copied()).collect()
-    }
-
-    fn count(&mut self, values: &[&str], count: u64) -> fmt::Result {
-        let labels = self.labels(values);
-        self.metric.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&count, None)
-    }
-
-    fn number(&mut self, values: &[&str], number: f64) -> fmt::Result {
-        let labels = self.labels(values);
-        self.metric.encode_family(&labels)?.encode_gauge(&number)
-    }
-
-    /// Since the epoch.
-    fn time(&mut self, at: SystemTime) -> fmt::Result {
-        self.number(&[], at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64())
-    }
-
-    fn histogram(&mut self, values: &[&str], total: &HistogramTotal) -> fmt::Result {
-        let labels = self.labels(values);
-        let HistogramTotal { sum_seconds, count, buckets } = total;
-        self.metric.encode_family(&labels)?.encode_histogram::<NoLabelSet>(*sum_seconds, *count, buckets, None)
-    }
-
-    fn histograms(&mut self, all: &Exposed, of: fn(&SeriesTotal) -> &HistogramTotal) -> fmt::Result {
-        for ((model, backend), total) in &all.totals {
-            if of(total).count > 0 {
-                self.histogram(&[model, backend], of(total))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Of the models that are known, all backends together.
-    fn by_model(&mut self, all: &Exposed, of: fn(&SeriesTotal) -> &HistogramTotal) -> fmt::Result {
-        for (model, total) in all.by_model(of).iter().filter(|(model, _)| !model.is_empty()) {
-            self.histogram(&[model], total)?;
-        }
-        Ok(())
-    }
-
-    fn backends(&mut self, all: &Exposed, of: fn(&BackendGauges) -> Option<f64>) -> fmt::Result {
-        for backend in &all.gauges.backends {
-            if let Some(value) = of(backend) {
-                self.number(&[&backend.name], value)?;
-            }
-        }
-        Ok(())
-    }
-}
-
-fn one_if(is_so: bool) -> f64 {
-    f64::from(u8::from(is_so))
-}
-
-fn requests(all: &Exposed, to: &mut Writer<'_>) -> fmt::Result {
-    for ((model, backend), total) in &all.totals {
-        for (status, count) in &total.statuses {
-            to.count(&[model, backend, status], *count)?;
-        }
-    }
-    Ok(())
-}
-
-/// Without those whose model was never known: they are no operation of generative AI.
-fn attempts(all: &Exposed, to: &mut Writer<'_>) -> fmt::Result {
-    for ((model, backend), total) in &all.totals {
-        for (end, count) in &total.attempts {
-            to.count(&[model, backend, end.name()], *count)?;
-        }
-    }
-    Ok(())
-}
-
-fn backend_state(all: &Exposed, to: &mut Writer<'_>) -> fmt::Result {
-    for backend in &all.gauges.backends {
-        for state in State::ALL {
-            to.number(&[&backend.name, state.name()], one_if(state == backend.state))?;
-        }
-    }
-    Ok(())
-}
-
-fn backend_failures(all: &Exposed, to: &mut Writer<'_>) -> fmt::Result {
-    all.gauges.backends.iter().try_for_each(|backend| to.count(&[&backend.name], backend.failures))
-}
-
-fn plugin_calls(all: &Exposed, to: &mut Writer<'_>) -> fmt::Result {
-    all.gauges.plugins.iter().try_for_each(|plugin| to.count(&[&plugin.name], plugin.calls))
-}
-
-fn plugin_times(all: &Exposed, to: &mut Writer<'_>) -> fmt::Result {
-    all.gauges.plugins.iter().try_for_each(|plugin| to.histogram(&[&plugin.name], &plugin.timed))
-}
-
-/// Every reason of the plugins in use, and whatever was counted of others.
-fn plugin_faults(all: &Exposed, to: &mut Writer<'_>) -> fmt::Result {
-    let mut counts: BTreeMap<(&str, &str), u64> = BTreeMap::new();
-    for plugin in &all.gauges.plugins {
-        counts.extend(Fault::REASONS.map(|reason| ((plugin.name.as_str(), reason), 0)));
-    }
-    for (plugin, tally) in &all.gauges.reloads {
-        counts.extend(tally.faults.iter().map(|(reason, count)| ((plugin.as_str(), *reason), *count)));
-    }
-    counts.into_iter().try_for_each(|((plugin, reason), count)| to.count(&[plugin, reason], count))
-}
-
-fn plugin_reloads(all: &Exposed, to: &mut Writer<'_>) -> fmt::Result {
-    for (plugin, tally) in &all.gauges.reloads {
-        to.count(&[plugin, "swapped"], tally.swapped)?;
-        to.count(&[plugin, "refused"], tally.refused)?;
-    }
-    Ok(())
-}
-
-fn config_reloads(all: &Exposed, to: &mut Writer<'_>) -> fmt::Result {
-    to.count(&["loaded"], all.gauges.config_loaded)?;
-    to.count(&["refused"], all.gauges.config_refused)
-}
-
-fn tokens(all: &Exposed, to: &mut Writer<'_>) -> fmt::Result {
-    let mut by_model: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
-    for ((model, _), total) in &all.totals {
-        let (prompt, completion) = by_model.entry(model).or_default();
-        *prompt += total.prompt_tokens;
-        *completion += total.completion_tokens;
-    }
-    for (model, (prompt, completion)) in by_model.into_iter().filter(|(_, tokens)| *tokens != (0, 0)) {
-        to.count(&[model, "prompt"], prompt)?;
-        to.count(&[model, "completion"], completion)?;
-    }
-    Ok(())
 }

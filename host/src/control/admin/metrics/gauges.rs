@@ -20,6 +20,7 @@ pub struct Gauges {
     pub queue_waiting: usize,
     pub queue_size: usize,
     pub client_connections: u64,
+    pub bodies_bytes: u64,
     /// Whose key (empty: nobody's), why, how many.
     pub key_refusals: Vec<(String, &'static str, u64)>,
     pub log_lines_dropped: u64,
@@ -68,13 +69,14 @@ impl Gauges {
             queue_waiting: shared.queue.waiting(),
             queue_size: shared.queue.size(),
             client_connections: shared.connections.iter().map(|connections| connections.load(Relaxed)).sum(),
+            bodies_bytes: shared.bodies.held(),
             key_refusals: snapshot.keys.refusals(),
             log_lines_dropped: LOG_LINES_DROPPED.load(Relaxed),
             plugins: [snapshot.policy.version(), snapshot.translator.version()].map(|v| PluginGauges::of(v)).into(),
             reloads: reloads.plugins,
             config_loaded: reloads.config_generation,
             config_refused: reloads.config_refused,
-            is_config_current: reloads.config_mistakes.is_none(),
+            is_config_current: reloads.config_mistakes.is_none() && !reloads.config_waits,
             cert_not_after: snapshot.config.tls.as_ref().and_then(|tls| tls.not_after),
             started_at: view.status.started_at,
         }
