@@ -42,7 +42,7 @@ soak: setup ## mix faults for a while and check every promise, such as SOAK="--s
 # Without a sanitizer, which would want a nightly compiler: there is no unsafe code of ours for one to watch.
 fuzz: setup ## fuzz everything that reads what strangers write, a minute each, or FUZZ="-max_total_time=3600"
 	@cargo fuzz --version >/dev/null 2>&1 || { echo "cargo-fuzz is missing: run 'cargo install --locked cargo-fuzz'" >&2; exit 1; }
-	@set -ex; for target in scan_splice multipart rename metrics config plugin_loader; do \
+	@set -ex; for target in scan_splice multipart rename answer metrics config plugin_loader; do \
 	  found=tests/fuzz/target/found/$$target; mkdir -p $$found; \
 	  cargo fuzz run --fuzz-dir tests/fuzz --sanitizer none $$target $$found tests/fuzz/corpus/$$target -- -max_total_time=60 $(FUZZ); \
 	done

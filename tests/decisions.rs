@@ -86,6 +86,32 @@ async fn waiting_refusal_and_leaving_are_told() {
 }
 
 #[tokio::test]
+async fn a_request_whose_fleet_changes_while_it_waits_is_told_of_twice_and_ends_twice() {
+    let (proxy, [a]) = proxied("", [Setup::named("a").slots(1)]).await;
+    let gate = Gate::closed();
+    a.always(Answer::json(200, completion(NATIVE).to_string()).behind(&gate));
+    let held = proxy.client.begin_chat();
+    gate.reached_by(1).await;
+    let waits = proxy.client.begin_chat();
+    proxy.queues(1).await;
+    let b = Setup::named("b").start().await;
+    proxy.write_config(&config("", [&b]));
+    let reply = waits.reply().await.ok();
+    assert_eq!(reply.backend(), "b");
+    gate.open();
+    held.reply().await.ok();
+    let outcomes = async || {
+        let id = reply.header("x-request-id");
+        let told = proxy.admin_json(&format!("/api/decisions?request_id={id}")).await;
+        let told = told["decisions"].as_array().expect("decisions").clone();
+        let mut outcomes: Vec<_> = told.iter().map(|one| one["outcome"].as_str().unwrap_or("").to_owned()).collect();
+        outcomes.sort();
+        outcomes
+    };
+    eventually("both are over", async || outcomes().await == ["answered", "stranded"]).await;
+}
+
+#[tokio::test]
 async fn the_last_thousand_are_kept() {
     let (proxy, [_a]) = proxied("workers = 2\n", ["a"]).await;
     in_parallel(8, |_| {

@@ -4,12 +4,14 @@
 use std::time::Duration;
 
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::support::*;
 
 /// A stopped reader is given up after this long.
 const SHORT_PATIENCE: &str = "[timeouts]\nclient = \"500ms\"\n";
+/// How long the proxy is watched while nothing happens.
+const WATCHED: Duration = Duration::from_secs(1);
 
 /// A client whose connection hangs in there: it says nothing.
 async fn silent(proxy: &Proxy) -> TcpStream {
@@ -251,4 +253,31 @@ async fn bodies_that_are_announced_and_do_not_come_shut_nobody_out() {
     }
     whole(proxy.client.post(CHAT, vision_body(&[base64_text(900_000)]))).await.ok();
     drop(held);
+}
+
+#[tokio::test]
+async fn who_only_waits_costs_no_processor_time() {
+    let (proxy, [backend]) = proxied("[timeouts]\nclient = \"60s\"\n", [Setup::named("a").slots(12)]).await;
+    let gate = Gate::closed();
+    backend.always(stream_held_at(&gate));
+    let (over_http2, mut streams) = (Client::h2c(proxy.listen), Vec::new());
+    for _ in 0..6 {
+        streams.extend([proxy.another_client().stream().await, over_http2.stream().await]);
+    }
+    gate.reached_by(12).await;
+    let in_line: Vec<_> = (0..6).map(|_| proxy.another_client().begin_chat()).collect();
+    let dawdling = [silent(&proxy).await, silent(&proxy).await];
+    proxy.queues(6).await;
+    let before = proxy.processor_time();
+    sleep(WATCHED).await;
+    let used = proxy.processor_time() - before;
+    assert!(used < WATCHED / 5, "{used:?} of processor time in {WATCHED:?}");
+    gate.open();
+    for stream in streams {
+        assert!(stream.rest().await.ends_with("data: [DONE]\n\n"));
+    }
+    for pending in in_line {
+        pending.reply().await.ok();
+    }
+    drop(dawdling);
 }

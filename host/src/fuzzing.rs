@@ -8,10 +8,11 @@ use std::collections::VecDeque;
 use std::fmt::Debug;
 
 use bytes::Bytes;
+use http::Method;
 use serde_json::Value;
 
 use crate::config::{self, Engine, ImagePolicy, Images};
-use crate::edge::fuzzed::{BodyScan, Facts, Format, MultipartScan, Nest, Rename, splice};
+use crate::edge::fuzzed::{BodyScan, End, Facts, Format, MultipartScan, Nest, Reading, Rename, read_answer, splice};
 use crate::fleet::engine::{Answer, Health, PROBES, Report, questions};
 use crate::plugin::fuzzed::{check_format, key};
 
@@ -29,10 +30,11 @@ static INLINE: Images = Images { policy: ImagePolicy::DataOnly, domains: Vec::ne
 pub type Target = fn(&[u8]);
 
 /// Every target by its name, which is that of its corpus.
-pub const TARGETS: [(&str, Target); 6] = [
+pub const TARGETS: [(&str, Target); 7] = [
     ("scan_splice", scan_splice),
     ("multipart", multipart),
     ("rename", rename),
+    ("answer", answer),
     ("metrics", metrics),
     ("config", configuration),
     ("plugin_loader", plugin_loader),
@@ -137,6 +139,40 @@ pub fn rename(input: &[u8]) {
     }
 }
 
+/// What a backend writes, behind a byte that says what it was asked: what is read does not depend on the cuts, two readers
+/// would find the same end, and what comes out in chunks of another size means the same.
+pub fn answer(input: &[u8]) {
+    let (how, wire) = input.split_first().map_or((b'0', input), |(how, wire)| (*how, wire));
+    let method = [Method::POST, Method::HEAD, Method::GET][usize::from(how % 3)].clone();
+    let read = read_answer(&method, &[wire]);
+    for pieces in divisions(wire) {
+        assert_eq!(read_answer(&method, &pieces), read);
+    }
+    let Some(Reading { status, headers, body, end }) = read else { return };
+    assert!((200..600).contains(&status), "{status}");
+    let field = |name| headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()));
+    let (length, coding) = (field("content-length"), field("transfer-encoding"));
+    if method == Method::HEAD || matches!(status, 204 | 205 | 304) {
+        assert!(body.is_empty() && matches!(end, End::Reached { .. }));
+        return;
+    }
+    assert!(length.is_none() || coding.is_none(), "two ends");
+    match (length, end) {
+        (Some(length), End::Reached { .. }) => assert_eq!(length.parse(), Ok(body.len())),
+        (Some(length), End::Awaited) => assert!(length.parse::<u64>().is_ok_and(|length| length > body.len() as u64)),
+        (Some(_), _) => panic!("a length that ends otherwise: {end:?}"),
+        (None, End::Reached { .. }) => {
+            let chunks: String =
+                body.chunks(7).map(|chunk| format!("{:x}\r\n{}\r\n", chunk.len(), ".".repeat(chunk.len()))).collect();
+            let again = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{chunks}0\r\n\r\n");
+            let again = read_answer(&Method::POST, &[again.as_bytes()]).map(|again| (again.body.len(), again.end));
+            assert_eq!(again, Some((body.len(), End::Reached { behind: 0 })));
+        }
+        (None, End::Broken | End::Awaited) => assert!(coding.is_some()),
+        (None, End::WithClose) => assert!(coding.is_none()),
+    }
+}
+
 /// A page of any engine, behind a byte that says its status: whatever it says, the report is a sensible one.
 pub fn metrics(input: &[u8]) {
     let (status, body) = input.split_first().map_or((b'0', input), |(status, body)| (*status, body));
@@ -224,6 +260,11 @@ mod tests {
         let mut scan = MultipartScan::new(FORM, &PASS).unwrap();
         scan.feed(&seed("multipart/image")).unwrap();
         assert_eq!(scan.finish().unwrap().model, "qwen-vl");
+        for (name, body) in [("length", "{\"model\":\"qwen\"}"), ("chunks", "data: {\"a\":\"b\"}\n\ndata: [DONE]\n\n")]
+        {
+            let read = read_answer(&Method::POST, &[&seed(&format!("answer/{name}"))[1..]]).unwrap();
+            assert_eq!((read.body.as_slice(), read.end), (body.as_bytes(), End::Reached { behind: 0 }), "{name}");
+        }
         let config = String::from_utf8(seed("config/small")).unwrap();
         assert_eq!(config::parse(&config, None, &config::Overrides::default()).unwrap().backends.len(), 2);
         let sections = [b"\0asm\x0d\0\x01\0", &seed("plugin_loader/sections")[..]].concat();

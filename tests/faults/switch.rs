@@ -17,7 +17,7 @@ use Cost::{Answers, Nothing};
 async fn endures(fault: &str, cost: Cost, is_shunned: bool) {
     let (proxy, servers) = beside_a_sound_one().await;
     let [failing, sound] = &servers;
-    let load = if cost == Nothing { Load::of(&proxy, CLIENTS) } else { visibly(&proxy, &Losses::default()) };
+    let load = if cost == Nothing { unharmed(&proxy) } else { visibly(&proxy, &Losses::default()) };
     load.answers_more(20).await;
     failing.fails(fault).await;
     let before = sound.count("finished").await;
@@ -67,5 +67,16 @@ faults! {
     load_pages_of_nonsense: "bad-metrics=nan", Nothing, shunned: false;
     load_pages_without_end: "bad-metrics=endless", Nothing, shunned: false;
     load_pages_without_a_load: "bad-metrics=empty", Nothing, shunned: false;
+    load_pages_that_lie_high: "bad-metrics=high", Nothing, shunned: true;
+    load_pages_that_lie_zero: "bad-metrics=zero", Nothing, shunned: false;
+    load_pages_of_huge_numbers: "bad-metrics=huge", Nothing, shunned: false;
+    // It is the answer to what was sent, whoever did not read it.
+    answering_early: "early=413", Answers, shunned: false;
+    failing_early: "early=500", Nothing, shunned: true;
+    answering_twice: "twice", Nothing, shunned: false;
+    bodies_where_none_may_be: "stray-body=204", Answers, shunned: false;
+    bodies_where_nothing_is_new: "stray-body=304", Answers, shunned: false;
+    redirecting: "redirect=307", Nothing, shunned: true;
+    another_model_behind_the_same_address: "other-model", Nothing, shunned: true;
     loading_its_model: "loading", Nothing, shunned: true;
 }

@@ -1,8 +1,5 @@
 //! What clients do meanwhile, and what each must see: every request has one end, and an answer that ends well is whole and
 //! the client's own.
-//!
-//! The simulated servers answer with the number of bytes they received, and every request has a length of its own: what
-//! belongs to another, or lacks a part, is noticed.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,14 +7,25 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use fastrand::Rng;
-use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+use super::harm::BACKENDS_KEY;
 use super::support::*;
 
 /// As many as the servers have slots, and a few that wait; by turns over HTTP/1.1 and HTTP/2.
 const CLIENTS: u64 = 14;
+/// Bytes of an image, in base64: more than kernels hold for a connection, so that a fault meets some that are on their way.
+const LARGEST_IMAGE: usize = 1_600_000;
+
+/// What is asked about now and then, and the faults that it brings on.
+const POISON: &str = "a prompt of the kind that kills";
+pub const POISONED: &str = "poison=a prompt of the kind that kills";
+pub const DEADLY: &str = "deadly=a prompt of the kind that kills";
+/// The key of the clients.
+pub const CLIENTS_KEY: &str = "sk-canary-of-the-clients";
+/// A word of every prompt.
+pub const PROMPT: &str = "canary-of-the-prompts";
 
 /// How a request ended, for whoever made it.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +44,13 @@ enum End {
 pub struct Tally {
     begun: AtomicUsize,
     ended: [AtomicUsize; 4],
+}
+
+impl Tally {
+    /// How many began, and how many of them went away themselves.
+    pub fn begun_and_left(&self) -> (usize, usize) {
+        (self.begun.load(SeqCst), self.ended[End::Left as usize].load(SeqCst))
+    }
 }
 
 impl fmt::Display for Tally {
@@ -97,43 +112,23 @@ impl Asking {
 /// One request, and how it ended.
 async fn exchange(client: &Client, rng: &mut Rng) -> End {
     let is_stream = rng.bool();
-    let asked = Asked::by_chance(rng, is_stream);
+    let words = if rng.u8(..100) == 0 { POISON } else { PROMPT };
+    let asked = Asked::by_chance(rng, is_stream, words, LARGEST_IMAGE);
     let exchange = async { if is_stream { stream(client, &asked).await } else { answer(client, &asked).await } };
     // Some are impatient, and leave wherever they stand.
     let patience = if rng.u8(..4) == 0 { Duration::from_millis(rng.u64(..40)) } else { Duration::MAX };
     timeout(patience, exchange).await.unwrap_or(End::Left)
 }
 
-/// A chat, and what is said to it by whoever received every byte of it.
-struct Asked {
-    body: String,
-    answer: String,
-}
-
-impl Asked {
-    fn by_chance(rng: &mut Rng, is_stream: bool) -> Self {
-        let images = if rng.u8(..5) == 0 { rng.usize(1..3) } else { 0 };
-        let text = format!(r#"{{"type":"text","text":"{}"}}"#, "x".repeat(rng.usize(1..4096)));
-        let image = |_| {
-            let base64 = base64_text(4 * rng.usize(1_000..400_000));
-            format!(r#",{{"type":"image_url","image_url":{{"url":"data:image/png;base64,{base64}"}}}}"#)
-        };
-        let images_text: String = (0..images).map(image).collect();
-        let content = format!("[{text}{images_text}]");
-        let body =
-            format!(r#"{{"stream":{is_stream},"messages":[{{"role":"user","content":{content}}}],"model":"{MODEL}"}}"#);
-        let bytes = as_native(&body).len();
-        Self { body, answer: format!("vllm received 1 message(s), {images} image(s), {bytes} body bytes") }
-    }
+fn post(client: &Client, asked: &Asked) -> reqwest::RequestBuilder {
+    client.post(CHAT, asked.body.clone()).header("authorization", format!("Bearer {CLIENTS_KEY}"))
 }
 
 /// Asks for an answer as a whole.
 async fn answer(client: &Client, asked: &Asked) -> End {
-    match soon("an answer", try_whole(client.post(CHAT, asked.body.clone()))).await {
+    match soon("an answer", try_whole(post(client, asked))).await {
         Ok(reply) if reply.status == 200 => {
-            let answer = reply.json();
-            assert_eq!(answer["model"], MODEL);
-            assert_eq!(answer["choices"][0]["message"]["content"], asked.answer);
+            asked.is_answered_by(&reply.json());
             End::Whole
         }
         Ok(reply) => refused(&reply),
@@ -143,7 +138,7 @@ async fn answer(client: &Client, asked: &Asked) -> End {
 
 /// Asks for an answer as a stream.
 async fn stream(client: &Client, asked: &Asked) -> End {
-    let response = match soon("a head", client.post(CHAT, asked.body.clone()).send()).await {
+    let response = match soon("a head", post(client, asked).send()).await {
         Ok(response) => response,
         Err(why) => return broken(&why),
     };
@@ -158,22 +153,17 @@ async fn stream(client: &Client, asked: &Asked) -> End {
     if !is_done || is_error {
         return End::Broken;
     }
-    assert_eq!(said(&text), asked.answer);
+    asked.is_answered_by_events(&text);
     End::Whole
 }
 
-/// What the events of a stream say, one after the other.
-fn said(stream: &str) -> String {
-    let events = stream.lines().filter_map(|line| line.strip_prefix("data: ")).filter(|event| *event != "[DONE]");
-    let words = events.map(|event| {
-        let event: Value = serde_json::from_str(event).expect("an event of JSON");
-        assert_eq!(event["model"], MODEL);
-        event["choices"][0]["delta"]["content"].as_str().unwrap_or_default().to_owned()
-    });
-    words.collect()
-}
-
 fn refused(reply: &Reply) -> End {
+    assert!(!String::from_utf8_lossy(&reply.body).contains(BACKENDS_KEY), "it tells a secret: {reply:?}");
+    // What a server has no content for has none.
+    if [204, 304].contains(&reply.status.as_u16()) {
+        assert!(reply.body.is_empty(), "{reply:?}");
+        return End::Refused;
+    }
     assert!(reply.json()["error"]["message"].is_string(), "not an error as clients know them: {reply:?}");
     End::Refused
 }

@@ -24,8 +24,8 @@ use clap::Parser;
 use tokio::sync::oneshot::{self, error::TryRecvError};
 use tokio::time::{Instant, sleep};
 
-use asking::Asking;
-use harm::Fleet;
+use asking::{Asking, CLIENTS_KEY, PROMPT};
+use harm::{BACKENDS_KEY, Fleet};
 use support::*;
 
 /// Mixes faults for a while, then checks that every promise was kept.
@@ -73,7 +73,14 @@ async fn soak(args: &Args) {
     let told = asking.ends_well().await;
     drop(stop);
     let slowest = admin.await.expect("an admin listener that answers");
+    fleet.holds_nothing().await;
+    let (asked, left) = told.begun_and_left();
+    // With the first of all.
+    fleet.counts_each_request_once(asked + 1, left).await;
     fleet.is_well().await;
+    fleet.shows_what_servers_see().await;
+    fleet.told_nobody(&[CLIENTS_KEY, BACKENDS_KEY, PROMPT]).await;
+    fleet.rests().await;
     fleet.gives_back(descriptors + KEPT_DESCRIPTORS).await;
     let warm_kib = warm_kib.unwrap_or_else(|| fleet.proxy.resident_kib());
     let kib = fleet.proxy.resident_kib();
@@ -95,7 +102,7 @@ async fn soak(args: &Args) {
 async fn watched(admin: Client, mut stop: oneshot::Receiver<()>) -> Duration {
     let mut slowest = Duration::ZERO;
     while stop.try_recv() == Err(TryRecvError::Empty) {
-        for page in ["/api/fleet", "/metrics", "/livez"] {
+        for page in ["/api/fleet", "/metrics", "/livez", "/api/decisions"] {
             let asked = Instant::now();
             admin.get(page).await.ok();
             slowest = slowest.max(asked.elapsed());

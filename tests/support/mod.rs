@@ -3,6 +3,7 @@
 //! Read `proxy` and `backend` first. Everything here that waits is bounded, and says what it waited for.
 
 mod answer;
+mod asked;
 mod backend;
 mod bodies;
 mod client;
@@ -19,6 +20,7 @@ mod tls;
 pub mod wait;
 
 pub use answer::Answer;
+pub use asked::Asked;
 pub use backend::{Backend, LoadPage, Report, Request, Setup, once_among, once_then};
 pub use bodies::*;
 pub use client::{Client, Events, Pending, in_parallel, try_whole, whole};

@@ -5,6 +5,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -155,6 +156,15 @@ impl Proxy {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).expect("a running process");
         let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("its memory");
         line.trim().trim_end_matches(" kB").parse().expect("a number")
+    }
+
+    /// Processor time it has used so far.
+    pub fn processor_time(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process.id())).expect("a running process");
+        let fields = stat.rsplit_once(')').expect("its name").1.split_whitespace();
+        // utime and stime, in hundredths of a second on every Linux (USER_HZ).
+        let ticks = fields.skip(11).take(2).map(|field| field.parse::<u64>().expect("a number")).sum::<u64>();
+        Duration::from_millis(ticks * 10)
     }
 
     /// File descriptors it has open at this moment.

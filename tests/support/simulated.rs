@@ -85,6 +85,11 @@ impl Simulated {
         self.process.kill();
     }
 
+    /// Whether its process has ended by itself.
+    pub fn has_died(&mut self) -> bool {
+        self.process.has_ended()
+    }
+
     /// The same again at the same address, with nothing of what it was doing.
     pub async fn again(&self) -> Self {
         Self::start_at(self.name, self.kind, self.address).await

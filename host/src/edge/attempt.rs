@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
+use memchr::memmem;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::headers;
@@ -119,6 +120,10 @@ pub async fn attempt(
         }
         429 | 503 | 529 => return Err(Ended::busy(&answer, lease)),
         500 | 502 | 504..=528 | 530..=599 => return Err(Box::pin(Ended::answered(answer, Bytes::new(), lease)).await),
+        // No engine does: something else stands there. Where it sends to is nobody's to know, and the client is not to go.
+        300..=303 | 305..=399 => {
+            return Err(Ended::new(Cause::Invalid, format!("it sends elsewhere ({})", answer.status), lease));
+        }
         _ => {}
     }
     let is_stream = is_event_stream(&answer.headers);
@@ -130,7 +135,9 @@ pub async fn attempt(
         Ok(Err(why)) => return Err(Ended::new(Cause::Unanswered, why, lease)),
         Err(lost) => return Err(Ended::lost(lost, lease)),
     };
-    if is_stream && first_event_is_error(first.as_deref().unwrap_or_default()) == Some(true) {
+    let opening = first.as_deref().unwrap_or_default();
+    let is_error = is_stream && first_event_is_error(opening) == Some(true);
+    if is_error || lacks_the_model(answer.status, opening, &candidate.native) {
         return Err(Box::pin(Ended::answered(answer, first.unwrap_or_default(), lease)).await);
     }
     Ok(Begun { answer, first, lease, took: begun.elapsed(), is_stream })
@@ -204,6 +211,15 @@ async fn first_piece(answer: &mut Answer, is_stream: bool) -> Result<Option<Byte
     Ok(Some(first))
 }
 
+/// Whether a backend says that it does not know the model that is asked of it: another has taken its place. All engines name
+/// the model then; a 404 that does not is about something else, and the client's own.
+fn lacks_the_model(status: StatusCode, body: &[u8], native: &[u8]) -> bool {
+    let is_name = |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric() || b"-_./:".contains(byte));
+    let before = |at: usize| body.get(..at).and_then(<[u8]>::last);
+    let stands_alone = |at: usize| !is_name(before(at)) && !is_name(body.get(at + native.len()));
+    status == StatusCode::NOT_FOUND && memmem::find_iter(body, native).any(stands_alone)
+}
+
 pub fn is_event_stream(headers: &HeaderMap) -> bool {
     let essence = |value: &HeaderValue| {
         value.as_bytes().get(..EVENT_STREAM.len()).is_some_and(|begins| begins.eq_ignore_ascii_case(EVENT_STREAM))
@@ -254,8 +270,9 @@ impl Ended {
         } else {
             format!("it answered {}", answer.status)
         };
+        let cause = if answer.status == StatusCode::NOT_FOUND { Cause::NoModel } else { Cause::ServerError };
         match keep(answer, first).await {
-            Some(kept) => Box::new(Self { answer: Some(kept), ..*Self::new(Cause::ServerError, why, lease) }),
+            Some(kept) => Box::new(Self { answer: Some(kept), ..*Self::new(cause, why, lease) }),
             None => Self::new(Cause::Invalid, format!("{why}, and broke off"), lease),
         }
     }
@@ -288,4 +305,28 @@ async fn keep(mut answer: Answer, first: Bytes) -> Option<Response<Body>> {
     *response.headers_mut() = answer.headers;
     response.headers_mut().remove(header::CONTENT_LENGTH);
     Some(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_404_is_about_the_model_where_it_names_it() {
+        let names =
+            |body: &str, native: &str| lacks_the_model(StatusCode::NOT_FOUND, body.as_bytes(), native.as_bytes());
+        for body in [
+            r#"{"error":{"message":"The model `a/b:1` does not exist. Valid aliases: c.","type":"NotFoundError"}}"#,
+            r#"{"error":"model 'a/b:1' not found"}"#,
+            r#"{"error":{"message":"The model a/b:1 does not exist"}}"#,
+            "a/b:1",
+        ] {
+            assert!(names(body, "a/b:1"), "{body}");
+        }
+        for body in [r#"{"detail":"Not Found"}"#, "404 page not found", r#"{"error":"model 'a/b:12' not found"}"#, ""] {
+            assert!(!names(body, "a/b:1"), "{body}");
+        }
+        assert!(!names(r#"{"detail":"Not Found"}"#, "t"), "a short name stands in any text");
+        assert!(!lacks_the_model(StatusCode::BAD_REQUEST, b"`a`", b"a"));
+    }
 }

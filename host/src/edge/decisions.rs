@@ -84,6 +84,9 @@ pub struct Pick {
 /// Numbers of a candidate in the record of a pick, before those of its columns.
 pub const NUMBERS: usize = 3;
 
+/// How a decision ends that is followed by another on the same request: all who served the model had left the fleet.
+const STRANDED: &str = "stranded";
+
 /// The record of a request under way. Its drop hands it over, so that one that is cancelled is explained too.
 #[derive(Debug)]
 pub struct Record {
@@ -125,8 +128,12 @@ impl Drop for Record {
     fn drop(&mut self) {
         // Without a pick it never came to a decision.
         if let Some(mut decision) = self.decision.take().filter(|decision| !decision.picks.is_empty()) {
-            decision.status = self.account.status.get();
-            self.account.number.set(Some(self.account.decisions.push(decision)));
+            let Account { status, number, decisions, started, .. } = &*self.account;
+            decision.status = status.get();
+            if let Some(before) = number.replace(Some(decisions.push(decision))) {
+                // Where the fleet changed under it, it was decided upon anew.
+                decisions.end(before, STRANDED, started.elapsed());
+            }
         }
     }
 }

@@ -189,7 +189,7 @@ impl<'a> Journey<'a> {
             }
             // Who is to blame is known only when another backend has been asked; and a connection that was
             // closed for its age is nobody's fault.
-            Cause::ServerError | Cause::Stale | Cause::Local => {}
+            Cause::ServerError | Cause::NoModel | Cause::Stale | Cause::Local => {}
         }
         // Only now its slot is free for others: they shall know what happened.
         drop(lease);
@@ -204,7 +204,7 @@ impl<'a> Journey<'a> {
             // One that closed a kept connection may be asked again where there is no other.
             self.underway.tried.push(backend.id);
         }
-        if let (Cause::ServerError, Some(answer)) = (cause, answer) {
+        if let (Cause::ServerError | Cause::NoModel, Some(answer)) = (cause, answer) {
             let response = self.dress(chosen).pass_on(answer);
             self.underway.kept = Some(Kept { response, backend, why, since_ms });
         }

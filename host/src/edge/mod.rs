@@ -38,6 +38,7 @@ mod worker;
 pub mod fuzzed {
     pub use super::request::{BodyScan, Facts, MultipartScan, splice};
     pub use super::response::{Format, Nest, Rename};
+    pub use super::upstream::fuzzed::{End, Reading, read_answer};
 }
 
 pub use access::Keyring;

@@ -34,7 +34,7 @@ pub enum Cause {
     Stale,
     /// It was sent, and the connection ended before a byte of the answer's body.
     Unanswered,
-    /// What came was no answer.
+    /// What came was no answer, or one that sends elsewhere.
     Invalid,
     /// Nothing came in time; the work may still be going on.
     Timeout,
@@ -44,6 +44,8 @@ pub enum Cause {
     Unauthorized,
     /// Another 5xx, or a stream whose first event is an error.
     ServerError,
+    /// 404 for the model that it is there for: nothing was run.
+    NoModel,
 }
 
 impl Cause {
@@ -55,7 +57,7 @@ impl Cause {
             Self::Timeout => AttemptEnd::Timeout,
             Self::Busy => AttemptEnd::Busy,
             Self::Unauthorized => AttemptEnd::Unauthorized,
-            Self::ServerError => AttemptEnd::ServerError,
+            Self::ServerError | Self::NoModel => AttemptEnd::ServerError,
         }
     }
 }
@@ -91,7 +93,7 @@ impl History {
         self.kills += u32::from(cause == Cause::Unanswered);
         self.server_errors += u32::from(matches!(cause, Cause::ServerError | Cause::Invalid));
         let again = match cause {
-            Cause::Local | Cause::Connect | Cause::Busy | Cause::Unauthorized => true,
+            Cause::Local | Cause::Connect | Cause::Busy | Cause::Unauthorized | Cause::NoModel => true,
             // Kept connections are only used where it may be sent again.
             Cause::Stale => true,
             Cause::Unanswered => repeatable && rules.retry_unanswered && self.kills < KILLS,
@@ -100,7 +102,7 @@ impl History {
         };
         match (again && self.counted() < rules.attempts, cause) {
             (true, _) => Verdict::Elsewhere,
-            (false, Cause::ServerError) => Verdict::PassOn,
+            (false, Cause::ServerError | Cause::NoModel) => Verdict::PassOn,
             (false, _) => Verdict::Fail(self.error()),
         }
     }
@@ -113,7 +115,7 @@ impl History {
             Some(Cause::Unauthorized) => ProxyError::UpstreamUnauthorized,
             Some(Cause::Busy) => ProxyError::Saturated { retry_after: DEFAULT_PAUSE },
             Some(Cause::Local) => ProxyError::Overloaded,
-            Some(Cause::Connect | Cause::Stale | Cause::Unanswered | Cause::ServerError) | None => {
+            Some(Cause::Connect | Cause::Stale | Cause::Unanswered | Cause::ServerError | Cause::NoModel) | None => {
                 ProxyError::Unreachable
             }
         }
@@ -201,6 +203,14 @@ mod tests {
         use Cause::ServerError;
         assert_eq!(verdicts(&[ServerError, ServerError], true), [Verdict::Elsewhere, Verdict::PassOn]);
         assert_eq!(verdicts(&[ServerError], false), [Verdict::PassOn]);
+    }
+
+    #[test]
+    fn a_model_that_is_not_there_is_looked_for_elsewhere_up_to_the_limit() {
+        use Cause::NoModel;
+        let expected = [Verdict::Elsewhere, Verdict::Elsewhere, Verdict::PassOn];
+        assert_eq!(verdicts(&[NoModel, NoModel, NoModel], true), expected);
+        assert_eq!(verdicts(&[NoModel, NoModel, NoModel], false), expected, "nothing was run");
     }
 
     #[test]

@@ -59,6 +59,8 @@ enum Point {
     CloseAfterBytes(u64),
     ResetAfterChunks(u64),
     StallAfterChunks(u64),
+    /// Nothing is cut; behind the end goes what nobody asked for.
+    StrayAtEnd,
 }
 
 /// What was sent before a cut must have left the kernel's queue, which a reset throws away.
@@ -121,6 +123,7 @@ impl Point {
             Kind::CloseAfterBytes(bytes) => Some(Self::CloseAfterBytes(*bytes)),
             Kind::ResetAfterChunks(chunks) => Some(Self::ResetAfterChunks(*chunks)),
             Kind::StallAfterChunks(chunks) => Some(Self::StallAfterChunks(*chunks)),
+            Kind::Twice => Some(Self::StrayAtEnd),
             _ => None,
         }
     }
@@ -129,6 +132,7 @@ impl Point {
         match self {
             Self::CloseAfterBytes(limit) => bytes >= limit,
             Self::ResetAfterChunks(limit) | Self::StallAfterChunks(limit) => chunks >= limit,
+            Self::StrayAtEnd => false,
         }
     }
 
@@ -154,7 +158,14 @@ impl http_body::Body for Body {
             this.source = Source::Ended;
             return Poll::Ready(Some(Err(Cut)));
         }
-        let Some(mut chunk) = ready!(this.poll_source(cx)) else { return Poll::Ready(None) };
+        let chunk = ready!(this.poll_source(cx));
+        if let Some(CutAt { point: Point::StrayAtEnd, switch, .. }) = &this.cut
+            && matches!(this.source, Source::Ended)
+        {
+            switch.stray();
+            this.cut = None;
+        }
+        let Some(mut chunk) = chunk else { return Poll::Ready(None) };
         if let Some(cut) = &this.cut {
             chunk.truncate(cut.point.room_for(&chunk, this.bytes));
         }

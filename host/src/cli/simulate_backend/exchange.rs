@@ -1,16 +1,16 @@
 //! One request from its head to its answer. Read this first.
 //!
-//! head · which route · which fault · body · what is asked · [ poll | slot, generation ] · answer, perhaps cut
+//! head · which route · which fault · body · what is asked · [ poll | slot, generation ] · answer, perhaps cut; `instead` is
+//! what a fault does before there is one
 
 use std::sync::Arc;
 
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Request, Response};
 use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::time::sleep;
 
 use super::answer::{self, Dialect, Other, Reply, Stream};
 use super::asked::{self, Asked};
@@ -24,7 +24,7 @@ use super::routes::{self, Route, Work};
 use super::speech::Speech;
 use super::whole::Whole;
 use super::wire::Switch;
-use super::{Simulation, control, hold};
+use super::{Simulation, control, hold, instead};
 
 /// Answers one request, or cuts its connection.
 pub(super) async fn exchange(
@@ -41,17 +41,23 @@ pub(super) async fn exchange(
     let fault = hold(&simulation.faults).take(route.target());
     if let Some(fault) = &fault {
         simulation.stats.count_fault();
-        break_at_head(fault, &switch)?;
+        instead::break_at_head(fault, &switch)?;
+    }
+    let exchange = Exchange { simulation: &simulation, head: &head, route, fault: fault.as_ref() };
+    if let Some(Kind::Early(status)) = fault {
+        return Ok(exchange.fail(&Refusal::Failure(status)));
     }
     let answered = match read(body).await? {
-        Some(body) => {
-            Exchange { simulation: &simulation, head: &head, route, fault: fault.as_ref() }.answer(body).await?
-        }
-        None => Whole::refused(&simulation, head.uri.path(), &Refusal::TooLarge).into_response(),
+        Some(body) => exchange.answer(body).await?,
+        None => exchange.refuse(&Refusal::TooLarge),
     };
-    if matches!(fault, Some(Kind::Garbage)) {
-        switch.garbage();
-        return Ok(answered);
+    match fault {
+        Some(Kind::Garbage) => {
+            switch.garbage();
+            return Ok(answered);
+        }
+        Some(Kind::StrayBody(_)) => switch.stray(),
+        _ => {}
     }
     let mut response = match fault {
         Some(fault) => answered.map(|body| body.cut_by(&fault, switch)),
@@ -60,19 +66,6 @@ pub(super) async fn exchange(
     let failed = !response.status().is_success();
     simulation.engine.sign(failed, response.headers_mut());
     Ok(response)
-}
-
-/// Faults that do not wait for the body.
-fn break_at_head(fault: &Kind, switch: &Switch) -> Result<(), Cut> {
-    match fault {
-        // On a connection that was open before: close it, as a server that is gone would have.
-        Kind::Refuse => Err(Cut),
-        Kind::Reset => {
-            switch.reset();
-            Err(Cut)
-        }
-        _ => Ok(()),
-    }
 }
 
 /// A request's body, with the right to hold one so large.
@@ -106,15 +99,16 @@ async fn read(mut body: Incoming) -> Result<Option<Received>, Cut> {
 }
 
 /// A request whose body has arrived.
-struct Exchange<'a> {
-    simulation: &'a Simulation,
-    head: &'a Parts,
-    route: Route,
-    fault: Option<&'a Kind>,
+pub(super) struct Exchange<'a> {
+    pub simulation: &'a Simulation,
+    pub head: &'a Parts,
+    pub route: Route,
+    pub fault: Option<&'a Kind>,
 }
 
 impl Exchange<'_> {
     async fn answer(&self, body: Received) -> Result<Response<Body>, Cut> {
+        self.breaks_at_body(&body.bytes)?;
         if let Route::Poll(poll) = self.route {
             self.simulation.stats.remember_poll(self.head, &body.bytes);
             return self.poll(poll, &body.bytes).await;
@@ -150,37 +144,7 @@ impl Exchange<'_> {
         }
         match self.instead(false).await? {
             Some(answer) => Ok(answer),
-            None => Ok(poll::answer(self.simulation, &question).into_response()),
-        }
-    }
-
-    /// What a fault answers in the engine's place. Where there is a slot to get, a hang gets it first.
-    async fn instead(&self, gets_a_slot: bool) -> Result<Option<Response<Body>>, Cut> {
-        match self.fault {
-            Some(Kind::Hang) if !gets_a_slot => {
-                silence().await;
-                Ok(None)
-            }
-            Some(Kind::CloseBeforeAnswer) => Err(Cut),
-            Some(Kind::Garbage) => {
-                // What it says never gets out; that it is the last word on the connection does.
-                let mut response = Whole::empty(200).into_response();
-                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-                Ok(Some(response))
-            }
-            Some(Kind::Loading) => Ok(Some(self.fail(&Refusal::Loading))),
-            Some(Kind::Status { status, retry_after }) => {
-                let mut response = self.fail(&Refusal::Failure(*status));
-                if let Some(value) = retry_after.as_deref().and_then(|text| HeaderValue::from_str(text).ok()) {
-                    response.headers_mut().insert("retry-after", value);
-                }
-                Ok(Some(response))
-            }
-            Some(Kind::SlowHealth(delay)) => {
-                sleep(*delay).await;
-                Ok(None)
-            }
-            _ => Ok(None),
+            None => Ok(self.told(poll::answer(self.simulation, &question))),
         }
     }
 
@@ -195,7 +159,7 @@ impl Exchange<'_> {
 
     /// Makes the engine work, in a slot of its own.
     async fn work(&self, work: Work, asked: &Asked, body_bytes: usize) -> Result<Response<Body>, Refusal> {
-        let model = self.simulation.answers_as(asked.model.as_deref())?;
+        let model = self.answers_as(asked.model.as_deref())?;
         let dialect = Dialect::of(work);
         self.check(asked, dialect)?;
         let other = Other { engine: self.simulation.engine, model: &model, asked };
@@ -333,7 +297,7 @@ impl Exchange<'_> {
     }
 
     /// A failure of the engine itself, which vLLM and SGLang report without a word where only the status counts.
-    fn fail(&self, refusal: &Refusal) -> Response<Body> {
+    pub(super) fn fail(&self, refusal: &Refusal) -> Response<Body> {
         let bare = matches!(self.simulation.engine, Engine::Vllm | Engine::Sglang);
         let mut response = self.refuse(refusal);
         if bare && self.route == Route::Poll(routes::Poll::Health) {
@@ -344,6 +308,6 @@ impl Exchange<'_> {
     }
 
     fn refuse(&self, refusal: &Refusal) -> Response<Body> {
-        Whole::refused(self.simulation, self.path(), refusal).into_response()
+        Whole::refused(self.simulation, self.path(), self.models(), refusal).into_response()
     }
 }

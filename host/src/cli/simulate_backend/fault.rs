@@ -41,6 +41,20 @@ pub(super) enum Kind {
     BadMetrics(BadMetrics),
     /// Still loading its model.
     Loading,
+    /// Answer with this status when the head has arrived, and read no more of the request than came with it.
+    Early(u16),
+    /// Behind each answer another one that nobody asked for.
+    Twice,
+    /// Answer with this status, which has no body, and send one all the same.
+    StrayBody(u16),
+    /// Send whoever asks elsewhere, with this status.
+    Redirect(u16),
+    /// Another model has taken the place of those it was started with.
+    OtherModel(String),
+    /// Close, without an answer, on a request that holds this text.
+    Poison(String),
+    /// Die, as a whole, of a request that holds this text.
+    Deadly(String),
 }
 
 /// What is wrong with a load report.
@@ -54,6 +68,12 @@ pub(super) enum BadMetrics {
     Endless,
     /// A report without a word about load.
     Empty,
+    /// More than it can have, for every number.
+    High,
+    /// Nothing to do, whatever it does.
+    Zero,
+    /// Beyond every integer.
+    Huge,
 }
 
 /// Which requests a fault may meet.
@@ -101,10 +121,11 @@ impl std::error::Error for Unknown {}
 
 const KINDS: &str = "refuse, close-before-answer, reset, hang, status=CODE, garbage, close-after-bytes=N, \
      reset-after-chunks=N, stall-after-chunks=N, error-event, error-mid-stream[=TOKENS], slow-health[=TIME], \
-     bad-metrics[=html|nan|endless|empty], loading";
+     bad-metrics[=html|nan|endless|empty|high|zero|huge], loading, early[=CODE], twice, stray-body[=CODE], \
+     redirect[=CODE], other-model[=NAME], poison[=TEXT], deadly[=TEXT]";
 
 /// What the argument of a fault may be called in JSON.
-const ARG_NAMES: [&str; 7] = ["arg", "status", "bytes", "chunks", "tokens", "delay", "metrics"];
+const ARG_NAMES: [&str; 9] = ["arg", "status", "bytes", "chunks", "tokens", "delay", "metrics", "model", "text"];
 
 impl FromStr for Fault {
     type Err = Unknown;
@@ -164,6 +185,8 @@ impl Fault {
 impl Kind {
     fn parse(kind: &str, arg: &str) -> Result<Self, Unknown> {
         let number_or = |otherwise: u64| if arg.is_empty() { Ok(otherwise) } else { number(kind, arg) };
+        let status_or = |otherwise: u16| if arg.is_empty() { Ok(otherwise) } else { status(arg) };
+        let text_or = |otherwise: &str| if arg.is_empty() { otherwise } else { arg }.to_owned();
         Ok(match kind {
             "refuse" => Self::Refuse,
             "close-before-answer" => Self::CloseBeforeAnswer,
@@ -179,6 +202,13 @@ impl Kind {
             "slow-health" => Self::SlowHealth(time(arg)?),
             "bad-metrics" => Self::BadMetrics(BadMetrics::parse(arg)?),
             "loading" => Self::Loading,
+            "early" => Self::Early(status_or(413)?),
+            "twice" => Self::Twice,
+            "stray-body" => Self::StrayBody(status_or(204)?),
+            "redirect" => Self::Redirect(status_or(307)?),
+            "other-model" => Self::OtherModel(text_or("another-model")),
+            "poison" => Self::Poison(text_or("poison")),
+            "deadly" => Self::Deadly(text_or("poison")),
             _ => return Err(Unknown(format!("no fault {kind:?}; there are {KINDS}"))),
         })
     }
@@ -199,12 +229,22 @@ impl Kind {
             Self::SlowHealth(_) => "slow-health",
             Self::BadMetrics(_) => "bad-metrics",
             Self::Loading => "loading",
+            Self::Early(_) => "early",
+            Self::Twice => "twice",
+            Self::StrayBody(_) => "stray-body",
+            Self::Redirect(_) => "redirect",
+            Self::OtherModel(_) => "other-model",
+            Self::Poison(_) => "poison",
+            Self::Deadly(_) => "deadly",
         }
     }
 
     fn arg(&self) -> Value {
         match self {
-            Self::Status { status, .. } => json!(status),
+            Self::Status { status, .. } | Self::Early(status) | Self::StrayBody(status) | Self::Redirect(status) => {
+                json!(status)
+            }
+            Self::OtherModel(text) | Self::Poison(text) | Self::Deadly(text) => json!(text),
             Self::CloseAfterBytes(n) | Self::ResetAfterChunks(n) => json!(n),
             Self::StallAfterChunks(n) | Self::ErrorMidStream(n) => json!(n),
             Self::SlowHealth(delay) => json!(humantime::format_duration(*delay).to_string()),
@@ -216,7 +256,7 @@ impl Kind {
     /// What a fault meets when nobody says: polls would eat the count of one that is meant for clients.
     const fn usual_only(&self) -> Only {
         match self {
-            Self::Refuse | Self::Loading => Only::All,
+            Self::Refuse | Self::Loading | Self::OtherModel(_) => Only::All,
             Self::SlowHealth(_) | Self::BadMetrics(_) => Only::Health,
             _ => Only::Chat,
         }
@@ -225,7 +265,7 @@ impl Kind {
 
 impl BadMetrics {
     fn parse(text: &str) -> Result<Self, Unknown> {
-        let all = [Self::Html, Self::Nan, Self::Endless, Self::Empty];
+        let all = [Self::Html, Self::Nan, Self::Endless, Self::Empty, Self::High, Self::Zero, Self::Huge];
         match text {
             "" => Ok(Self::Html),
             _ => all
@@ -241,6 +281,9 @@ impl BadMetrics {
             Self::Nan => "nan",
             Self::Endless => "endless",
             Self::Empty => "empty",
+            Self::High => "high",
+            Self::Zero => "zero",
+            Self::Huge => "huge",
         }
     }
 }
@@ -348,6 +391,8 @@ mod tests {
             ("slow-health=2s", json!({"fault":"slow-health","delay":"2s","count":null})),
             ("bad-metrics=nan", json!({"fault":"bad-metrics","metrics":"nan"})),
             ("error-mid-stream", json!({"fault":"error-mid-stream","tokens":3})),
+            ("other-model=a/b:1,only=chat", json!({"fault":"other-model","model":"a/b:1","only":"chat"})),
+            ("deadly=poison", json!({"fault":"deadly"})),
         ] {
             assert_eq!(Fault::from_json(&json).unwrap(), Some(parse(text)), "{text}");
         }

@@ -6,8 +6,8 @@
 //!
 //! The tour: `server` accepts and shapes connections, `exchange` is one request from head to answer, `routes` says what
 //! a path means to an engine, `asked` reads the body, `gpu` is what the engine can do, `slots` and `generation` are its room and time,
-//! `speech` what it says; `answer`, `poll` and `refusal` put it in the engine's words, `whole` and `body` into a response; `fault`
-//! and `wire` break it; `control` is `/__simulate/…`, `stats` what it tells, `journal` what it writes down.
+//! `speech` what it says; `answer`, `poll` and `refusal` put it in the engine's words, `whole` and `body` into a response; `fault`,
+//! `instead` and `wire` break it; `control` is `/__simulate/…`, `stats` what it tells, `journal` what it writes down.
 //!
 //! - Nothing here reaches another room of the proxy, and nothing but the command line and `demo` reaches in.
 //! - A request holds its slot as a value: dropping the answer, wherever it stands, stops the work.
@@ -21,6 +21,7 @@ mod exchange;
 mod fault;
 mod generation;
 mod gpu;
+mod instead;
 mod journal;
 mod poll;
 mod refusal;
@@ -129,7 +130,9 @@ pub struct Args {
     ///
     /// refuse, close-before-answer, reset, hang, status=CODE, garbage, close-after-bytes=N, reset-after-chunks=N,
     /// stall-after-chunks=N, error-event, error-mid-stream[=TOKENS], slow-health[=TIME],
-    /// bad-metrics[=html|nan|endless|empty], loading
+    /// bad-metrics[=html|nan|endless|empty|high|zero|huge], loading, early[=CODE] (before the request is read), twice
+    /// (two answers), stray-body[=CODE] (behind a 204), redirect[=CODE], other-model[=NAME] (in the place of
+    /// its own), poison[=TEXT] (closes on a request that holds it), deadly[=TEXT] (the process dies of one)
     #[arg(long = "fault", value_name = "FAULT")]
     pub faults: Vec<Fault>,
 }

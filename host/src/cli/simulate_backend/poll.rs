@@ -62,7 +62,10 @@ pub(super) fn broken(simulation: &Simulation, question: &Question<'_>, how: BadM
             "# TYPE python_gc_objects_collected_total counter\n",
         ),
         BadMetrics::Empty => Whole::json(simulation, question.path, &json!({})),
-        BadMetrics::Nan => not_numbers(answer(simulation, question)),
+        BadMetrics::Nan => all_numbers(answer(simulation, question), "NaN"),
+        BadMetrics::High => all_numbers(answer(simulation, question), "1000"),
+        BadMetrics::Zero => all_numbers(answer(simulation, question), "0"),
+        BadMetrics::Huge => all_numbers(answer(simulation, question), "1e300"),
         BadMetrics::Endless => {
             let mut response = Whole::text("text/plain; version=1.0.0; charset=utf-8", "").into_response();
             *response.body_mut() = Body::endless(Bytes::from_static(ENDLESS));
@@ -76,7 +79,7 @@ pub(super) fn broken(simulation: &Simulation, question: &Question<'_>, how: BadM
 const ENDLESS: &[u8] = b"vllm:num_requests_running{engine=\"0\",model_name=\"simulated\"} 0.0\n";
 
 /// Every number replaced: in a text report those behind a space, in JSON those behind a colon.
-fn not_numbers(whole: Whole) -> Whole {
+fn all_numbers(whole: Whole, instead: &str) -> Whole {
     let text = String::from_utf8_lossy(&whole.body);
     let mut broken = String::with_capacity(text.len());
     let mut previous = ' ';
@@ -84,7 +87,7 @@ fn not_numbers(whole: Whole) -> Whole {
     for character in text.chars() {
         let numeric = character.is_ascii_digit() || character == '.';
         if !skipping && numeric && (previous == ':' || previous == ' ') {
-            broken.push_str("NaN");
+            broken.push_str(instead);
             skipping = true;
         }
         skipping = skipping && numeric;
@@ -119,7 +122,7 @@ fn one_model(simulation: &Simulation, path: &str) -> Whole {
     let asked = path.trim_start_matches("/v1/models/").replace("%2F", "/").replace("%3A", ":");
     match simulation.models.iter().find(|name| **name == asked) {
         Some(name) => Whole::json(simulation, path, &model(simulation, name)),
-        None => Whole::refused(simulation, path, &Refusal::NoModel(asked)),
+        None => Whole::refused(simulation, path, &simulation.models, &Refusal::NoModel(asked)),
     }
 }
 
@@ -175,7 +178,7 @@ mod tests {
 
     #[test]
     fn numbers_become_nan_in_both_formats() {
-        let whole = |text: &'static str| not_numbers(Whole::text("", text)).body;
+        let whole = |text: &'static str| all_numbers(Whole::text("", text), "NaN").body;
         assert_eq!(whole("a{e=\"0\"} 4.0\nb 12\n"), "a{e=\"0\"} NaN\nb NaN\n");
         assert_eq!(whole("{\"a\":4,\"b\":0.25}"), "{\"a\":NaN,\"b\":NaN}");
     }

@@ -37,12 +37,20 @@ impl Whole {
         Self { status: 200, kind: simulation.engine.json_type(native), body: body.to_string().into() }
     }
 
-    pub(super) fn refused(simulation: &Simulation, path: &str, refusal: &Refusal) -> Self {
-        let (status, body) = refusal.answer(simulation.engine, routes::family(path), &simulation.models);
+    /// A refusal by an engine that serves `models`.
+    pub(super) fn refused(simulation: &Simulation, path: &str, models: &[String], refusal: &Refusal) -> Self {
+        let (status, body) = refusal.answer(simulation.engine, routes::family(path), models);
         match body {
             Ok(json) => Self { status, ..Self::json(simulation, path, &json) },
             Err(text) => Self { status, ..Self::text(TEXT, text) },
         }
+    }
+
+    /// The same, said of another model.
+    pub(super) fn of_another(self, models: &[String], other: &str) -> Self {
+        let text = String::from_utf8_lossy(&self.body).into_owned();
+        let body = models.iter().fold(text, |text, own| text.replace(own.as_str(), other)).into();
+        Self { body, ..self }
     }
 
     pub(super) fn into_response(self) -> Response<Body> {

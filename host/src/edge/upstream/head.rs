@@ -24,11 +24,11 @@ pub(super) enum Parsed {
 
 /// A parsed head, and the first bytes of the body that came with it.
 pub(super) struct Head {
-    status: StatusCode,
-    headers: HeaderMap,
+    pub status: StatusCode,
+    pub headers: HeaderMap,
     /// HTTP/1.1: the connection persists unless it says otherwise (RFC 9112 §9.3).
     persists: bool,
-    behind: Bytes,
+    pub behind: Bytes,
 }
 
 impl Head {
@@ -87,7 +87,7 @@ impl Head {
     }
 
     /// Where the body ends (RFC 9112 §6.3).
-    fn framing(&self, method: &Method) -> Result<Framing, Failure> {
+    pub(super) fn framing(&self, method: &Method) -> Result<Framing, Failure> {
         if method == Method::HEAD || matches!(self.status.as_u16(), 204 | 205 | 304) {
             return Ok(Framing::Length(0));
         }

@@ -10,6 +10,8 @@
 mod body;
 mod connect;
 mod framing;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzed;
 mod head;
 mod names;
 mod pool;

@@ -274,7 +274,7 @@ impl Left<'_> {
 
 /// What was heard of an answer, up to the end of its head.
 #[derive(Default)]
-struct Heard {
+pub(super) struct Heard {
     /// The beginning of a head.
     partial: Vec<u8>,
     /// Interim answers that were passed over.
@@ -285,7 +285,7 @@ struct Heard {
 
 impl Heard {
     /// Takes what was read; the final head once it is whole.
-    fn take(&mut self, read: &[u8]) -> Result<Option<Head>, Failure> {
+    pub(super) fn take(&mut self, read: &[u8]) -> Result<Option<Head>, Failure> {
         let mut before = std::mem::take(&mut self.partial);
         // Mostly all of it comes at once: then it is parsed where it was read to.
         let mut left = if before.is_empty() {

@@ -47,7 +47,7 @@ pub(super) fn props(simulation: &Simulation) -> Value {
 pub(super) fn slots(simulation: &Simulation, question: &Question<'_>) -> Whole {
     let load = simulation.slots.load();
     if question.query.split('&').any(|pair| pair == "fail_on_no_slot=1") && load.running >= load.slots {
-        return Whole::refused(simulation, question.path, &super::super::refusal::Refusal::Busy);
+        return Whole::refused(simulation, question.path, &simulation.models, &super::super::refusal::Refusal::Busy);
     }
     // After a shrink a request may still run in a slot that is no more.
     let shown = load.works.last().map_or(load.slots, |(last, _)| load.slots.max(last + 1));

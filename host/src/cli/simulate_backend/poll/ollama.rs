@@ -35,11 +35,18 @@ pub(super) fn loaded(simulation: &Simulation) -> Value {
 pub(super) fn show(simulation: &Simulation, question: &Question<'_>) -> Whole {
     let json: Value = match serde_json::from_slice(question.body) {
         Ok(json) => json,
-        Err(error) => return Whole::refused(simulation, question.path, &Refusal::not_json(question.body, &error)),
+        Err(error) => {
+            return Whole::refused(
+                simulation,
+                question.path,
+                &simulation.models,
+                &Refusal::not_json(question.body, &error),
+            );
+        }
     };
     let asked = json.get("model").or_else(|| json.get("name")).and_then(Value::as_str).unwrap_or_default();
     if let Err(refusal) = simulation.answers_as(Some(asked)) {
-        return Whole::refused(simulation, question.path, &refusal);
+        return Whole::refused(simulation, question.path, &simulation.models, &refusal);
     }
     let shown = json!({"modelfile": format!("FROM {asked}"), "parameters": "", "template": "{{ .Prompt }}",
         "details": details(), "model_info": {"general.architecture": "simulated",
