@@ -152,6 +152,7 @@ pub(super) struct Failover {
     pub attempts: Typed<NonZeroU32>,
     pub retry_unanswered: Typed<bool>,
     pub eject_after: Typed<NonZeroU32>,
+    pub eject_for: Typed<Positive>,
 }
 
 #[derive(Debug, Default, serde::Deserialize)]

@@ -316,8 +316,16 @@ pub struct Failover {
     pub attempts: u32,
     /// Whether a request whose connection died before any response byte may be run again elsewhere.
     pub retry_unanswered: bool,
-    /// Consecutive failures of real traffic that eject a backend.
-    pub eject_after: u32,
+    pub ejection: Ejection,
+}
+
+/// `failover.eject_after` and `failover.eject_for`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ejection {
+    /// Consecutive failures of real traffic that eject a backend; at least 1.
+    pub after: u32,
+    /// How long the first ejection lasts; above zero.
+    pub first: Duration,
 }
 
 /// `[timeouts]`.
@@ -504,6 +512,7 @@ mod tests {
             ("[queue]\ntimeout = \"0s\"", "queue.timeout", "above zero"),
             ("[failover]\nattempts = 0", "failover.attempts", "from 1"),
             ("[failover]\neject_after = 0", "failover.eject_after", "from 1"),
+            ("[failover]\neject_for = \"0s\"", "failover.eject_for", "above zero"),
             ("[timeouts]\nconnect = \"0ms\"", "timeouts.connect", "above zero"),
             ("[timeouts]\nfirst_byte = \"0ms\"", "timeouts.first_byte", "above zero"),
             ("[timeouts]\nbetween_chunks = \"2M\"", "timeouts.between_chunks", "\"m\" a minute"),
