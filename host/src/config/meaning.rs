@@ -280,7 +280,7 @@ fn clash(one: SocketAddr, other: SocketAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{BackendConfig, Engine};
+    use crate::config::{BackendConfig, Engine, MetricsAt};
 
     const SAMPLE: &str = include_str!("../../../config/vision-proxy.toml");
 
@@ -455,6 +455,7 @@ mod tests {
             [[backends]]
             name = "gpu-a"
             url = "http://GPU-A:8000/v1"
+            metrics_url = "http://gpu-a:8002/metrics/"
             engine = "llama-cpp"
             slots = 32
             weight = 2
@@ -469,6 +470,7 @@ mod tests {
             name: "gpu-a".into(),
             url: "http://gpu-a:8000".parse().unwrap(),
             tls: None,
+            metrics: Some(MetricsAt { url: "http://gpu-a:8002/metrics".parse().unwrap(), tls: None }),
             engine: Some(Engine::LlamaCpp),
             slots: Some(32),
             weight: 2,

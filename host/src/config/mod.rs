@@ -178,6 +178,8 @@ pub struct BackendConfig {
     pub url: BackendUrl,
     /// There where `url` is `https://`, and only there.
     pub tls: Option<BackendTls>,
+    /// Where its metrics are, if not behind `url`.
+    pub metrics: Option<MetricsAt>,
     /// `None` is `"auto"`: found out by asking.
     pub engine: Option<Engine>,
     /// Configured slots; `None`: what the engine reports, else learned.
@@ -194,6 +196,15 @@ pub struct BackendConfig {
     pub api_key: Option<Secret>,
 }
 
+/// `metrics_url` of a backend.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MetricsAt {
+    /// The page itself; where it has no path, the engine's usual one is asked for there.
+    pub url: BackendUrl,
+    /// There where `url` is `https://`, and only there.
+    pub tls: Option<BackendTls>,
+}
+
 /// An `http://` or `https://` base address, taken apart.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct BackendUrl {
@@ -208,6 +219,11 @@ pub struct BackendUrl {
 }
 
 impl BackendUrl {
+    /// Whether both are one server, spoken to in one way: what is meant for the one may be sent to the other.
+    pub fn is_same_origin(&self, other: &Self) -> bool {
+        (self.is_https, &self.host, self.port) == (other.is_https, &other.host, other.port)
+    }
+
     /// `host:port` as it stands in a `Host` header.
     pub fn authority(&self) -> impl std::fmt::Display + '_ {
         std::fmt::from_fn(|f| {
