@@ -49,7 +49,7 @@ pub(super) struct Asker {
 struct Metrics {
     member: Member,
     /// Of its own: a connection to one address must not be taken for one to the other.
-    pool: Pool,
+    pool: Rc<Pool>,
 }
 
 impl Metrics {
@@ -59,7 +59,7 @@ impl Metrics {
         let authorization = member.authorization.clone().filter(|_| at.url.is_same_origin(&member.config.url));
         let config = BackendConfig { url: at.url.clone(), tls: at.tls.clone(), ..(*member.config).clone() };
         let member = Member { backend: Arc::clone(&member.backend), config: Arc::new(config), authorization };
-        Some(Self { member, pool: Pool::new(Arc::clone(&shared.names)) })
+        Some(Self { member, pool: Rc::new(Pool::new(Arc::clone(&shared.names))) })
     }
 }
 
@@ -89,7 +89,7 @@ impl Asker {
         })
     }
 
-    async fn ask_at(&self, to: &Member, pool: &Pool, target: &str, deadline: Instant) -> Heard {
+    async fn ask_at(&self, to: &Member, pool: &Rc<Pool>, target: &str, deadline: Instant) -> Heard {
         let (_, timeouts) = self.settings();
         let mut headers = HeaderMap::new();
         if let Some(key) = &to.authorization {
