@@ -30,6 +30,8 @@ struct Engine {
     address: SocketAddr,
     pages: Arc<Mutex<Pages>>,
     asked: Arc<AtomicUsize>,
+    /// The heads of the questions.
+    heads: Arc<Mutex<Vec<String>>>,
 }
 
 impl Engine {
@@ -37,14 +39,22 @@ impl Engine {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let (pages, asked) = (Arc::new(Mutex::new(pages)), Arc::new(AtomicUsize::new(0)));
-        let (shown, count) = (Arc::clone(&pages), Arc::clone(&asked));
+        let heads = Arc::default();
+        let (shown, count, written) = (Arc::clone(&pages), Arc::clone(&asked), Arc::clone(&heads));
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 count.fetch_add(1, SeqCst);
-                tokio::spawn(answer(stream, Arc::clone(&shown)));
+                tokio::spawn(answer(stream, Arc::clone(&shown), Arc::clone(&written)));
             }
         });
-        Self { name, address, pages, asked }
+        Self { name, address, pages, asked, heads }
+    }
+
+    /// How many questions came with this key, and how many without.
+    fn asked_with(&self, key: &str) -> (usize, usize) {
+        let heads = self.heads.lock().expect("no poison");
+        let with = heads.iter().filter(|head| head.contains(&format!("authorization: Bearer {key}\r\n"))).count();
+        (with, heads.len() - with)
     }
 
     /// Is another one from now on.
@@ -63,7 +73,7 @@ impl Engine {
 }
 
 /// One question a connection. An asker that leaves is no failure.
-async fn answer(mut stream: TcpStream, pages: Arc<Mutex<Pages>>) {
+async fn answer(mut stream: TcpStream, pages: Arc<Mutex<Pages>>, heads: Arc<Mutex<Vec<String>>>) {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         let Ok(byte) = stream.read_u8().await else { return };
@@ -71,6 +81,7 @@ async fn answer(mut stream: TcpStream, pages: Arc<Mutex<Pages>>) {
     }
     let head = String::from_utf8_lossy(&head).into_owned();
     let path = head.split(' ').nth(1).unwrap_or_default();
+    heads.lock().expect("no poison").push(head.clone());
     let page = pages.lock().expect("no poison").iter().find(|(known, ..)| *known == path).copied();
     let (_, status, body) = page.unwrap_or(("", 404, b"Not Found"));
     let start = format!("HTTP/1.1 {status} -\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
@@ -197,4 +208,56 @@ async fn a_missing_load_is_said_once() {
     assert_eq!(output.matches(MISSING).count(), 1, "{output}");
     assert!(output.contains("--disable-log-stats"), "{output}");
     assert_eq!(proxy.backend("a").await["engine"], "vllm");
+}
+
+#[tokio::test]
+async fn metrics_at_another_address_are_read_there_and_the_key_stays_at_home() {
+    let frontend = vec![("/health/ready", 200, b"".as_slice()), ("/v1/models", 200, golden!("triton_models.json"))];
+    let metrics = golden!("triton_metrics.txt");
+    let ports = Engine::start("ports", frontend.clone()).await;
+    let other = Engine::start("other", vec![("/metrics", 200, metrics)]).await;
+    let paths = Engine::start("paths", [frontend, vec![("/deep/page", 200, metrics)]].concat()).await;
+    let folder = Folder::new();
+    let key = format!("api_key = {{ file = \"{}\" }}\n", folder.write("key", "sk-1").display());
+    let told = |engine: &Engine, at: String| format!("{}{key}metrics_url = \"http://{at}\"\n", engine.entry());
+    // The first without a path: the engine's own is asked for there.
+    let entries = told(&ports, other.address.to_string()) + &told(&paths, format!("{}/deep/page", paths.address));
+    let proxy = Proxy::start(&format!("{FREQUENT_POLLS}{entries}")).await;
+    for name in ["ports", "paths"] {
+        let read = async || {
+            let told = proxy.backend(name).await;
+            told["engine"] == "triton" && told["reported"]["running"] == 4
+        };
+        eventually(&format!("the load of {name} is read"), read).await;
+    }
+    assert!(matches!(ports.asked_with("sk-1"), (1.., 0)), "{:?}", ports.asked_with("sk-1"));
+    assert!(matches!(other.asked_with("sk-1"), (0, 1..)), "{:?}", other.asked_with("sk-1"));
+    assert!(matches!(paths.asked_with("sk-1"), (1.., 0)), "{:?}", paths.asked_with("sk-1"));
+}
+
+#[tokio::test]
+async fn metrics_that_are_not_where_they_should_be_cost_nothing_but_the_load() {
+    const MISSING: &str = "reports no load";
+    // Bound, so that nobody else gets the port, and never listening.
+    let nobody = tokio::net::TcpSocket::new_v4().expect("a socket");
+    nobody.bind(([127, 0, 0, 1], 0).into()).expect("a port");
+    let backend = Setup::named("a").vllm().start().await;
+    let at = nobody.local_addr().expect("an address");
+    let proxy =
+        Proxy::start(&format!("{FREQUENT_POLLS}{}metrics_url = \"http://{at}/metrics\"\n", backend.entry())).await;
+    eventually("it is said", async || proxy.output().contains(MISSING)).await;
+    let polls = backend.polled().len();
+    eventually("it is polled on", async || backend.polled().len() > polls + MANY_QUESTIONS).await;
+    for _ in 0..5 {
+        assert_eq!(proxy.client.chat().await.ok().attempts(), 1);
+    }
+    let told = proxy.backend("a").await;
+    assert_eq!(
+        (&told["state"], &told["reported"]["running"]),
+        (&"available".into(), &serde_json::Value::Null),
+        "{told}"
+    );
+    let output = proxy.output();
+    assert_eq!(output.matches(MISSING).count(), 1, "{output}");
+    assert!(!output.contains("down:"), "{output}");
 }

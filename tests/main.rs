@@ -10,6 +10,7 @@ mod support;
 mod access;
 mod accounting;
 mod admin;
+mod agreement;
 mod balancing;
 mod cancellation;
 mod clients;

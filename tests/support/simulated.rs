@@ -25,19 +25,47 @@ struct Kind {
     is_told: bool,
     tokens: &'static str,
     token_interval: &'static str,
+    /// It writes each request's way through it to its output.
+    keeps_journal: bool,
+}
+
+/// A line of a journal: what changed at a server, by the wall clock.
+pub struct Step {
+    pub at_us: u128,
+    /// `entered`, `began` or `left`.
+    pub change: String,
+    /// The id that the request came with.
+    pub request: String,
+}
+
+/// Tells one server how to fail.
+pub struct Faults(Client);
+
+impl Faults {
+    pub async fn fails(&self, fault: &str) {
+        self.0.post_json("/__simulate/fault", &json!({"fault": fault})).await.ok();
+    }
 }
 
 impl Simulated {
     /// A vLLM of so many slots, quick enough for a test.
     pub async fn start(name: &'static str, slots: u32) -> Self {
-        let kind = Kind { engine: "vllm", slots, is_told: true, tokens: "8", token_interval: "2ms" };
+        let kind =
+            Kind { engine: "vllm", slots, is_told: true, tokens: "8", token_interval: "2ms", keeps_journal: false };
         Self::start_at(name, kind, SocketAddr::from(([127, 0, 0, 1], 0))).await
     }
 
     /// An engine of whose slots the configuration says nothing. An answer takes a quarter of a second, so that whoever
     /// waits inside can tell.
     pub async fn untold(name: &'static str, engine: &'static str, slots: u32) -> Self {
-        let kind = Kind { engine, slots, is_told: false, tokens: "20", token_interval: "10ms" };
+        let kind = Kind { engine, slots, is_told: false, tokens: "20", token_interval: "10ms", keeps_journal: false };
+        Self::start_at(name, kind, SocketAddr::from(([127, 0, 0, 1], 0))).await
+    }
+
+    /// A vLLM of so many slots that writes down what it holds. An answer takes longer than a second.
+    pub async fn with_journal(name: &'static str, slots: u32) -> Self {
+        let (tokens, token_interval) = ("40", "30ms");
+        let kind = Kind { engine: "vllm", slots, is_told: true, tokens, token_interval, keeps_journal: true };
         Self::start_at(name, kind, SocketAddr::from(([127, 0, 0, 1], 0))).await
     }
 
@@ -46,6 +74,9 @@ impl Simulated {
         command.args(["simulate-backend", "--engine", kind.engine, "--model", NATIVE, "--tokens", kind.tokens]);
         command.args(["--token-interval", kind.token_interval, "--slots", &kind.slots.to_string()]);
         command.args(["--listen", &listen.to_string()]);
+        if kind.keeps_journal {
+            command.arg("--journal");
+        }
         let mut process = Program::start(name, &mut command);
         let line = process.first_line().await;
         let address = line.strip_prefix("listening on http://").and_then(|address| address.parse().ok());
@@ -63,7 +94,12 @@ impl Simulated {
 
     /// Fails from now on as `simulate-backend --fault` would.
     pub async fn fails(&self, fault: &str) {
-        self.control.post_json("/__simulate/fault", &json!({"fault": fault})).await.ok();
+        self.faults().fails(fault).await;
+    }
+
+    /// What tells it to fail, for a task of its own.
+    pub fn faults(&self) -> Faults {
+        Faults(self.control.clone())
     }
 
     pub async fn heals(&self) {
@@ -74,6 +110,15 @@ impl Simulated {
     pub async fn count(&self, of: &str) -> u64 {
         let stats: Value = self.control.get("/__simulate/stats").await.ok().json();
         stats[of].as_u64().unwrap_or_else(|| panic!("no {of} in {stats}"))
+    }
+
+    /// Its journal so far, in order.
+    pub fn journal(&self) -> Vec<Step> {
+        let step = |line: &str| {
+            let [at_us, change, request, ..] = line.split(' ').collect::<Vec<_>>()[..] else { return None };
+            Some(Step { at_us: at_us.parse().ok()?, change: change.to_owned(), request: request.to_owned() })
+        };
+        self.process.output().lines().filter_map(step).collect()
     }
 
     pub fn signal(&self, name: &str) {

@@ -11,7 +11,7 @@ use super::document::{Findings, join};
 use super::names::{Name, SHORT_NAME_LIMIT_BYTES};
 use super::notation::Written;
 use super::secret::{self, SecretSource};
-use super::{BackendConfig, BackendUrl, Secret, file, tls};
+use super::{BackendConfig, BackendUrl, MetricsAt, Secret, file, tls};
 
 /// Under what mistakes of the command line are filed.
 const OPTION: &str = "--backend";
@@ -69,11 +69,21 @@ impl List<'_> {
             self.claim_name(&name_key, name);
         }
         let url = self.url(&join(&key, "url"), typed.url)?;
-        let tls = self.tls.backend(self.findings, &key, &url, typed.tls);
+        let metrics = typed.metrics_url.map(|typed| typed.0);
+        let both = (typed.tls.clone(), typed.tls);
+        let speaks_tls = metrics.as_ref().is_some_and(|metrics| metrics.is_https);
+        // What `tls` says is of either address that speaks it.
+        let of_url = both.0.filter(|_| url.is_https || !speaks_tls);
+        let tls = self.tls.backend(self.findings, &key, &url, of_url);
+        let metrics = metrics.map(|url| MetricsAt {
+            tls: self.tls.backend(self.findings, &key, &url, both.1.filter(|_| url.is_https)),
+            url,
+        });
         Some(BackendConfig {
             name: name.unwrap_or_else(|| self.default_name(&name_key, &url)),
             url,
             tls,
+            metrics,
             engine: typed.engine.and_then(|engine| engine.0.0),
             slots: typed.slots.map(|slots| slots.0.get()),
             weight: typed.weight.map_or(1, |weight| weight.0.get()),
@@ -101,6 +111,7 @@ impl List<'_> {
             name: self.default_name(OPTION, &url),
             url,
             tls,
+            metrics: None,
             engine: None,
             slots: None,
             weight: 1,

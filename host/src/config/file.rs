@@ -97,6 +97,7 @@ pub(super) struct PluginLimits {
 pub(super) struct Backend {
     pub name: Typed<BackendName>,
     pub url: Typed<BackendUrl>,
+    pub metrics_url: Typed<BackendUrl>,
     pub tls: Option<BackendTls>,
     pub engine: Typed<EngineChoice>,
     pub slots: Typed<NonZeroU32>,
@@ -107,7 +108,7 @@ pub(super) struct Backend {
     pub api_key: Typed<SecretSource>,
 }
 
-#[derive(Debug, Default, serde::Deserialize)]
+#[derive(Debug, Clone, Default, serde::Deserialize)]
 #[serde(deny_unknown_fields, default, expecting = "a table such as { ca = \"PATH\" }")]
 pub(super) struct BackendTls {
     pub ca: Typed<FilePath>,
@@ -152,6 +153,7 @@ pub(super) struct Failover {
     pub attempts: Typed<NonZeroU32>,
     pub retry_unanswered: Typed<bool>,
     pub eject_after: Typed<NonZeroU32>,
+    pub eject_for: Typed<Positive>,
 }
 
 #[derive(Debug, Default, serde::Deserialize)]

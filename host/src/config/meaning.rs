@@ -14,7 +14,9 @@ use super::document::{self, Findings};
 use super::file::{self, File};
 use super::notation::Written;
 use super::tls;
-use super::{Capacity, Config, Cost, Failover, Limits, Mistake, Mistakes, PluginLimits, Plugins, Queue, Timeouts};
+use super::{
+    Capacity, Config, Cost, Ejection, Failover, Limits, Mistake, Mistakes, PluginLimits, Plugins, Queue, Timeouts,
+};
 
 /// Where the configuration is looked for when none is named, best first.
 const PLACES: [&str; 2] = ["vision-proxy.toml", "/etc/vision-proxy/vision-proxy.toml"];
@@ -242,7 +244,7 @@ fn failover(typed: file::Failover) -> Failover {
     Failover {
         attempts: or(typed.attempts, 3),
         retry_unanswered: or(typed.retry_unanswered, true),
-        eject_after: or(typed.eject_after, 5),
+        ejection: Ejection { after: or(typed.eject_after, 5), first: or(typed.eject_for, Duration::from_secs(1)) },
     }
 }
 
@@ -278,7 +280,7 @@ fn clash(one: SocketAddr, other: SocketAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{BackendConfig, Engine};
+    use crate::config::{BackendConfig, Engine, MetricsAt};
 
     const SAMPLE: &str = include_str!("../../../config/vision-proxy.toml");
 
@@ -395,7 +397,7 @@ mod tests {
             r#"
             capacity = { poll_interval = "300ms", stale_after = "1m 5s", max_waiting = 3, max_kv_cache = 1, replicas = 2, replica = 1, slow_start = "2s", cost = { image = 2, mib = 0.5 } }
             queue = { size = 0, bytes = "2MiB", timeout = "2s", spill_after = "0s" }
-            failover = { attempts = 1, retry_unanswered = false, eject_after = 9 }
+            failover = { attempts = 1, retry_unanswered = false, eject_after = 9, eject_for = "2s" }
             timeouts = { connect = "1ms", first_byte = "2ms", between_chunks = "3ms", client = "4ms", drain = "0s", drain_delay = "0s" }
             limits = { body = "1KiB", bodies_in_flight = "1MB" }
             "#,
@@ -414,7 +416,10 @@ mod tests {
         };
         assert_eq!(config.capacity, capacity);
         assert_eq!(config.queue, Queue { size: 0, bytes: 2 * MIB, timeout: s(2), spill_after: s(0) });
-        assert_eq!(config.failover, Failover { attempts: 1, retry_unanswered: false, eject_after: 9 });
+        assert_eq!(
+            config.failover,
+            Failover { attempts: 1, retry_unanswered: false, ejection: Ejection { after: 9, first: s(2) } }
+        );
         let timeouts = Timeouts {
             connect: ms(1),
             first_byte: ms(2),
@@ -450,6 +455,7 @@ mod tests {
             [[backends]]
             name = "gpu-a"
             url = "http://GPU-A:8000/v1"
+            metrics_url = "http://gpu-a:8002/metrics/"
             engine = "llama-cpp"
             slots = 32
             weight = 2
@@ -464,6 +470,7 @@ mod tests {
             name: "gpu-a".into(),
             url: "http://gpu-a:8000".parse().unwrap(),
             tls: None,
+            metrics: Some(MetricsAt { url: "http://gpu-a:8002/metrics".parse().unwrap(), tls: None }),
             engine: Some(Engine::LlamaCpp),
             slots: Some(32),
             weight: 2,

@@ -178,6 +178,8 @@ pub struct BackendConfig {
     pub url: BackendUrl,
     /// There where `url` is `https://`, and only there.
     pub tls: Option<BackendTls>,
+    /// Where its metrics are, if not behind `url`.
+    pub metrics: Option<MetricsAt>,
     /// `None` is `"auto"`: found out by asking.
     pub engine: Option<Engine>,
     /// Configured slots; `None`: what the engine reports, else learned.
@@ -194,6 +196,15 @@ pub struct BackendConfig {
     pub api_key: Option<Secret>,
 }
 
+/// `metrics_url` of a backend.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MetricsAt {
+    /// The page itself; where it has no path, the engine's usual one is asked for there.
+    pub url: BackendUrl,
+    /// There where `url` is `https://`, and only there.
+    pub tls: Option<BackendTls>,
+}
+
 /// An `http://` or `https://` base address, taken apart.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct BackendUrl {
@@ -208,6 +219,11 @@ pub struct BackendUrl {
 }
 
 impl BackendUrl {
+    /// Whether both are one server, spoken to in one way: what is meant for the one may be sent to the other.
+    pub fn is_same_origin(&self, other: &Self) -> bool {
+        (self.is_https, &self.host, self.port) == (other.is_https, &other.host, other.port)
+    }
+
     /// `host:port` as it stands in a `Host` header.
     pub fn authority(&self) -> impl std::fmt::Display + '_ {
         std::fmt::from_fn(|f| {
@@ -316,8 +332,16 @@ pub struct Failover {
     pub attempts: u32,
     /// Whether a request whose connection died before any response byte may be run again elsewhere.
     pub retry_unanswered: bool,
-    /// Consecutive failures of real traffic that eject a backend.
-    pub eject_after: u32,
+    pub ejection: Ejection,
+}
+
+/// `failover.eject_after` and `failover.eject_for`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ejection {
+    /// Consecutive failures of real traffic that eject a backend; at least 1.
+    pub after: u32,
+    /// How long the first ejection lasts; above zero.
+    pub first: Duration,
 }
 
 /// `[timeouts]`.
@@ -504,6 +528,7 @@ mod tests {
             ("[queue]\ntimeout = \"0s\"", "queue.timeout", "above zero"),
             ("[failover]\nattempts = 0", "failover.attempts", "from 1"),
             ("[failover]\neject_after = 0", "failover.eject_after", "from 1"),
+            ("[failover]\neject_for = \"0s\"", "failover.eject_for", "above zero"),
             ("[timeouts]\nconnect = \"0ms\"", "timeouts.connect", "above zero"),
             ("[timeouts]\nfirst_byte = \"0ms\"", "timeouts.first_byte", "above zero"),
             ("[timeouts]\nbetween_chunks = \"2M\"", "timeouts.between_chunks", "\"m\" a minute"),

@@ -104,9 +104,9 @@ mod tests {
 
     #[test]
     fn what_is_registered_means_what_it_means_in_the_file() {
-        let typed = r#"{"url": "http://10.0.0.11:8000/v1", "engine": "vllm", "slots": 4, "weight": 2, "tier": 1,
+        let typed = r#"{"url": "http://10.0.0.11:8000/v1", "engine": "vllm", "metrics_url": "http://10.0.0.11:9000", "slots": 4, "weight": 2, "tier": 1,
                         "labels": {"zone": "a"}, "models": {"qwen": "Qwen/Qwen2.5-VL"}, "api_key": "sk-1", "ttl": "30s"}"#;
-        let file = "[[backends]]\nname = \"gpu-a\"\nurl = \"http://10.0.0.11:8000/v1\"\nengine = \"vllm\"\nslots = 4\n\
+        let file = "[[backends]]\nname = \"gpu-a\"\nurl = \"http://10.0.0.11:8000/v1\"\nengine = \"vllm\"\nmetrics_url = \"http://10.0.0.11:9000\"\nslots = 4\n\
                     weight = 2\ntier = 1\nlabels.zone = \"a\"\nmodels.qwen = \"Qwen/Qwen2.5-VL\"\n";
         let mut meant =
             crate::config::parse(file, None, &crate::config::Overrides::default()).unwrap().backends.remove(0);
@@ -118,10 +118,11 @@ mod tests {
 
     #[test]
     fn every_mistake_is_told_at_its_key() {
-        let all = read(r#"{"url": "ftp://gpu", "slots": 0, "wieght": 1, "ttl": "10ms", "api_key": {"file": "/etc/shadow"}, "name": "b"}"#)
+        let all = read(r#"{"url": "ftp://gpu", "slots": 0, "metrics_url": "gpu:8002", "wieght": 1, "ttl": "10ms", "api_key": {"file": "/etc/shadow"}, "name": "b"}"#)
             .unwrap_err();
         for (key, part) in [
             ("url", "http:// or https://"),
+            ("metrics_url", "http:// or https://"),
             ("slots", "a whole number from 1"),
             ("wieght", "did you mean `weight`?"),
             ("ttl", "at least \"1s\""),
@@ -130,7 +131,7 @@ mod tests {
         ] {
             assert!(all.iter().any(|(at, why)| at == key && why.contains(part)), "{key}: {all:?}");
         }
-        assert_eq!(all.len(), 6, "{all:?}");
+        assert_eq!(all.len(), 7, "{all:?}");
     }
 
     #[test]

@@ -55,7 +55,7 @@ pub fn start(
 ) -> Polling {
     let backend = Arc::clone(&member.backend);
     let poll = async move {
-        let asker = Asker { member, shared, pool };
+        let asker = Asker::new(member, shared, pool);
         let mut poller = Poller { asker, silent: 0, doubts: Doubts::default() };
         let mut first = Some(first);
         loop {

@@ -178,14 +178,14 @@ impl<'a> Journey<'a> {
         let (backend, since_ms) = (Arc::clone(&lease.backend), lease.since_ms);
         tracing::debug!(id = ?self.arrival.request_id, backend = %backend.name, attempt = self.underway.history.attempts, "attempt ended: {why}");
         match cause {
-            Cause::Connect => backend.unreachable(&why, rules.eject_after, since_ms),
+            Cause::Connect => backend.unreachable(&why, rules.ejection, since_ms),
             // Who waits for it is woken when that is over.
             Cause::Busy => {
                 self.underway.waited += took;
                 backend.pushed_back(pause);
             }
             Cause::Unanswered | Cause::Invalid | Cause::Timeout | Cause::Unauthorized => {
-                backend.failed(&why, rules.eject_after, since_ms);
+                backend.failed(&why, rules.ejection, since_ms);
             }
             // Who is to blame is known only when another backend has been asked; and a connection that was
             // closed for its age is nobody's fault.
@@ -221,14 +221,14 @@ impl<'a> Journey<'a> {
             request_id: self.arrival.request_id,
             attempts: self.underway.history.attempts,
             reveal: config.reveal,
-            eject_after: config.failover.eject_after,
+            ejection: config.failover.ejection,
         }
     }
 
     /// The answer goes to the client; the backend that failed it before is to blame.
     fn respond(&mut self, begun: Begun, chosen: &Candidate) -> Response<Body> {
         if let Some(kept) = self.underway.kept.as_ref().filter(|_| begun.answer.status.as_u16() < 400) {
-            kept.backend.failed(&kept.why, self.current.snapshot.config.failover.eject_after, kept.since_ms);
+            kept.backend.failed(&kept.why, self.current.snapshot.config.failover.ejection, kept.since_ms);
         }
         if begun.answer.status.as_u16() < 400 {
             begun.lease.began(begun.took, begun.is_stream);

@@ -16,6 +16,7 @@ use super::headers;
 use super::response::{Account, Body, Counts, End, Format, LastWord, Nest, Relay, Rename, Usage};
 use super::route::{Dialect, Endpoint};
 use super::worker::{Candidate, Served};
+use crate::config::Ejection;
 
 /// What an answer is dressed with besides the backend's own words.
 #[derive(Debug)]
@@ -27,7 +28,7 @@ pub struct Dress<'a> {
     pub attempts: u32,
     /// `reveal` of the configuration.
     pub reveal: bool,
-    pub eject_after: u32,
+    pub ejection: Ejection,
 }
 
 impl Dress<'_> {
@@ -55,7 +56,7 @@ impl Dress<'_> {
             since_ms: lease.since_ms,
             lease: Some(lease),
             last_word: self.last_word(response.headers(), format),
-            eject_after: self.eject_after,
+            ejection: self.ejection,
             began,
             cut,
             end: End::Open,

@@ -147,8 +147,13 @@ pub fn pause(headers: &HeaderMap, now: std::time::SystemTime) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Ejection;
 
-    const RULES: Failover = Failover { attempts: 3, retry_unanswered: true, eject_after: 5 };
+    const RULES: Failover = Failover {
+        attempts: 3,
+        retry_unanswered: true,
+        ejection: Ejection { after: 5, first: Duration::from_secs(1) },
+    };
 
     /// The verdicts on causes that follow each other.
     fn verdicts(causes: &[Cause], repeatable: bool) -> Vec<Verdict> {

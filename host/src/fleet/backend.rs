@@ -400,6 +400,7 @@ pub mod tests {
     use crate::config::Capacity;
     use crate::fleet::cost::tests::slots;
     use crate::fleet::engine::Report;
+    use crate::fleet::health::tests::ejection;
 
     /// As where nothing is configured.
     pub fn limits() -> Capacity {
@@ -529,7 +530,7 @@ pub mod tests {
     fn repeated_failures_eject_whatever_the_polls_say() {
         let backend = backend_with(&Queue::new(0, 0), 3);
         for _ in 0..5 {
-            backend.failed("reset", 5, now_ms());
+            backend.failed("reset", ejection(5), now_ms());
         }
         backend.reported_in(&Report::default(), &limits());
         assert_eq!(backend.state(), State::Down);
@@ -545,12 +546,12 @@ pub mod tests {
     fn one_restart_is_one_failure_and_who_is_up_by_polls_alone_is_ejected() {
         let backend = backend_with(&Queue::new(0, 0), 8);
         for _ in 0..20 {
-            backend.unreachable("refused", 3, now_ms());
+            backend.unreachable("refused", ejection(3), now_ms());
         }
         backend.reported_in(&Report::default(), &limits());
         assert_eq!((backend.state(), backend.totals().1), (State::Available, 20));
         for _ in 1..3 {
-            backend.unreachable("refused", 3, now_ms());
+            backend.unreachable("refused", ejection(3), now_ms());
             backend.reported_in(&Report::default(), &limits());
         }
         assert_eq!(backend.state(), State::Down, "no poll clears it");
@@ -573,7 +574,7 @@ pub mod tests {
         backend.pushed_back(Duration::from_secs(7));
         assert_eq!(backend.opens_in(), Some(Duration::from_secs(7)));
         for _ in 0..5 {
-            backend.failed("reset", 5, now_ms());
+            backend.failed("reset", ejection(5), now_ms());
         }
         let ejected = backend.opens_in().unwrap().as_millis();
         assert!((1_000..=1_500).contains(&ejected), "{ejected} ms");

@@ -385,6 +385,7 @@ mod tests {
     use crate::fleet::backend::tests::{backend_with, limits};
     use crate::fleet::cost::tests::slots;
     use crate::fleet::engine::Report;
+    use crate::fleet::health::tests::ejection;
 
     impl Place {
         async fn slot(&mut self) -> Lease {
@@ -511,7 +512,7 @@ mod tests {
         let mut first = enter(&queue, &backend);
         let mut second = enter(&queue, &backend);
         for _ in 0..5 {
-            backend.failed("reset", 5, crate::clock::now_ms());
+            backend.failed("reset", ejection(5), crate::clock::now_ms());
         }
         assert!(backend.is_ejected());
         drop(held);
@@ -697,7 +698,7 @@ mod tests {
         let (suspect, sound) = (backend_with(&queue, 1), backend_with(&queue, 1));
         let _busy = Backend::claim(&sound, slots(1));
         for _ in 0..5 {
-            suspect.failed("reset", 5, crate::clock::now_ms());
+            suspect.failed("reset", crate::fleet::health::tests::ejection(5), crate::clock::now_ms());
         }
         let both = wants(&[&suspect, &sound]);
         let mut stores = enter_by(&queue, Wish { may_try: false, ..wish(&both) }).unwrap();

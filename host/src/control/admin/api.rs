@@ -194,7 +194,8 @@ pub fn config(view: &View) -> Value {
             "failover": {
                 "attempts": config.failover.attempts,
                 "retry_unanswered": config.failover.retry_unanswered,
-                "eject_after": config.failover.eject_after,
+                "eject_after": config.failover.ejection.after,
+                "eject_for": seconds(config.failover.ejection.first),
             },
             "timeouts": {
                 "connect": seconds(config.timeouts.connect),

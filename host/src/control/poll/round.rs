@@ -11,10 +11,10 @@ use bytes::BytesMut;
 use http::{HeaderMap, Method, header};
 use tokio::time::{Instant, timeout_at};
 
-use crate::config::{Capacity, Engine, Timeouts};
+use crate::config::{BackendConfig, Capacity, Engine, Timeouts};
 use crate::edge::upstream::{self, Failure, Outgoing, Pool};
 use crate::edge::{Member, Shared};
-use crate::fleet::engine::{ANSWER_LIMIT_BYTES, Answer, PROBES};
+use crate::fleet::engine::{ANSWER_LIMIT_BYTES, Answer, PROBES, is_metrics};
 
 /// The first question is given up after this long, and after its answer all the others together.
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -41,32 +41,71 @@ type Heard = Result<(u16, BytesMut), NoAnswer>;
 pub(super) struct Asker {
     pub member: Member,
     pub shared: Arc<Shared>,
-    pub pool: Rc<Pool>,
+    pool: Rc<Pool>,
+    metrics: Option<Metrics>,
+}
+
+/// Where metrics are that are not behind the backend's own address.
+struct Metrics {
+    member: Member,
+    /// Of its own: a connection to one address must not be taken for one to the other.
+    pool: Rc<Pool>,
+}
+
+impl Metrics {
+    fn of(member: &Member, shared: &Shared) -> Option<Self> {
+        let at = member.config.metrics.as_ref()?;
+        // Another server has no business with the key.
+        let authorization = member.authorization.clone().filter(|_| at.url.is_same_origin(&member.config.url));
+        let config = BackendConfig { url: at.url.clone(), tls: at.tls.clone(), ..(*member.config).clone() };
+        let member = Member { backend: Arc::clone(&member.backend), config: Arc::new(config), authorization };
+        Some(Self { member, pool: Rc::new(Pool::new(Arc::clone(&shared.names))) })
+    }
 }
 
 impl Asker {
+    pub(super) fn new(member: Member, shared: Arc<Shared>, pool: Rc<Pool>) -> Self {
+        let metrics = Metrics::of(&member, &shared);
+        Self { member, shared, pool, metrics }
+    }
+
     /// What the configuration of this moment says.
     pub(super) fn settings(&self) -> (Capacity, Timeouts) {
         let snapshot = self.shared.snapshot.load();
         (snapshot.config.capacity.clone(), snapshot.config.timeouts.clone())
     }
 
-    /// One `GET`, whole.
+    /// One `GET`, whole, of where that path is to be found.
     async fn ask(&self, path: &str, deadline: Instant) -> Heard {
+        let Some(metrics) = self.metrics.as_ref().filter(|_| is_metrics(path)) else {
+            return self.ask_at(&self.member, &self.pool, path, deadline).await;
+        };
+        let is_page = !metrics.member.config.url.prefix.is_empty();
+        let heard = self.ask_at(&metrics.member, &metrics.pool, if is_page { "" } else { path }, deadline).await;
+        // That nobody is there says nothing of the backend.
+        heard.map_err(|missing| match missing {
+            NoAnswer::Gone(why) => NoAnswer::Silent(why),
+            other => other,
+        })
+    }
+
+    async fn ask_at(&self, to: &Member, pool: &Rc<Pool>, target: &str, deadline: Instant) -> Heard {
         let (_, timeouts) = self.settings();
         let mut headers = HeaderMap::new();
-        if let Some(key) = &self.member.authorization {
+        if let Some(key) = &to.authorization {
             headers.insert(header::AUTHORIZATION, key.clone());
         }
-        let backend = &self.member.backend;
-        let request = Outgoing { method: &Method::GET, target: path, headers: &headers, body: &[] };
-        let ask = |fresh| timeout_at(deadline, upstream::send(&self.pool, &self.member, &request, &timeouts, fresh));
+        let request = Outgoing { method: &Method::GET, target, headers: &headers, body: &[] };
+        let ask = |fresh| timeout_at(deadline, upstream::send(pool, to, &request, &timeouts, fresh));
         let answer = match ask(false).await {
             Ok(Err(Failure::Unanswered { idle: Some(_) })) => ask(true).await,
             other => other,
         };
         let answer = answer.map_err(|_| NoAnswer::Silent("no answer in time".into()))?;
-        backend.takes_connections(!matches!(answer, Err(Failure::Connect(ErrorKind::ConnectionRefused))));
+        if to.config.url == self.member.config.url {
+            let is_refused = matches!(answer, Err(Failure::Connect(ErrorKind::ConnectionRefused)));
+            self.member.backend.takes_connections(!is_refused);
+        }
         let mut answer = answer.map_err(|failure| match failure {
             Failure::Connect(_) | Failure::Tls(_) | Failure::ConnectTimeout => NoAnswer::Gone(failure.to_string()),
             Failure::Local(_) => NoAnswer::Unasked(failure.to_string()),

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::Interrupted;
 use super::rename::Rename;
 use super::usage::Usage;
+use crate::config::Ejection;
 use crate::edge::access::Permit;
 use crate::edge::client::Exchange;
 use crate::edge::decisions::Decisions;
@@ -89,7 +90,7 @@ pub struct Relay {
     /// When the lease was claimed.
     pub since_ms: u64,
     pub last_word: LastWord,
-    pub eject_after: u32,
+    pub ejection: Ejection,
     /// When a stream that succeeds began.
     pub began: Option<Instant>,
     /// The process ends: what the backend may still have to say is not waited for.
@@ -206,7 +207,7 @@ impl Relay {
 
     fn interrupted(&mut self, broken: Broken) {
         // Before its slot is free for others.
-        self.backend.failed(&broken.to_string(), self.eject_after, self.since_ms);
+        self.backend.failed(&broken.to_string(), self.ejection, self.since_ms);
         self.say_last_word();
     }
 

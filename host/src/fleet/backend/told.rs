@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use super::Backend;
 use crate::clock::{micros32, now_ms};
-use crate::config::{Capacity, Engine};
+use crate::config::{Capacity, Ejection, Engine};
 use crate::fleet::cost::SLOTS_LIMIT;
 use crate::fleet::engine::Report;
 use crate::fleet::known::{Known, Sharing};
@@ -258,9 +258,9 @@ impl Backend {
     /// No connection to it could be made for a request of `since_ms`. It is down until a poll finds it up, and that it
     /// went down under traffic is one failure, however many requests found it so: one restart does not eject it, but a
     /// backend that answers polls and takes no connections is.
-    pub fn unreachable(&self, why: &str, eject_after: u32, since_ms: u64) {
+    pub fn unreachable(&self, why: &str, ejection: Ejection, since_ms: u64) {
         if self.went_down(why) {
-            self.failed(why, eject_after, since_ms);
+            self.failed(why, ejection, since_ms);
         } else {
             self.live.failures.fetch_add(1, Relaxed);
             self.poll_now.notify_one();
@@ -268,7 +268,7 @@ impl Backend {
     }
 
     /// Real traffic failed on it, by a request sent at `since_ms`.
-    pub fn failed(&self, why: &str, eject_after: u32, since_ms: u64) {
+    pub fn failed(&self, why: &str, ejection: Ejection, since_ms: u64) {
         move_average(&self.live.errors_permille, 1000);
         self.live.failed_at_ms.store(now_ms(), Relaxed);
         self.queue.board.set_erring(self.seat, true);
@@ -280,9 +280,9 @@ impl Backend {
         known.last_error = Some(why.to_owned());
         known.window.note(now_ms(), self.attempts());
         // Too many, though never so many in a row: the last straw.
-        let eject_after = if known.window.is_outlier(self.attempts()) { 1 } else { eject_after };
+        let after = if known.window.is_outlier(self.attempts()) { 1 } else { ejection.after };
         if known.ejected_ms.is_none_or(|at| since_ms >= at) {
-            known.health = known.health.failed(eject_after, now_ms(), fastrand::f64());
+            known.health = known.health.failed(Ejection { after, ..ejection }, now_ms(), fastrand::f64());
             if known.health.is_ejected(now_ms()) {
                 known.ejected_ms = Some(now_ms());
                 if !self.live.ejected.swap(true, SeqCst) {

@@ -209,6 +209,11 @@ fn greets(answer: &Answer<'_>, words: &str) -> bool {
     answer.ok() && said == words.as_bytes()
 }
 
+/// Whether this is the path of a page of metrics, which an engine may keep at another address.
+pub fn is_metrics(path: &str) -> bool {
+    path.ends_with(METRICS)
+}
+
 /// Where most engines keep their metrics.
 const METRICS: &str = "/metrics";
 

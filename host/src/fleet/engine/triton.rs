@@ -16,7 +16,7 @@ pub(super) const QUESTIONS: &[Question] = &[
     Question { path: METRICS, wanted: Report::may_serve, read: read_load },
 ];
 
-pub(super) const NO_LOAD: &str = "its metrics are off or not behind this address";
+pub(super) const NO_LOAD: &str = "its metrics are off or at another port, mostly 8002 (metrics_url)";
 
 /// What signs its list of models.
 pub(super) const OWNER: &str = "Triton Inference Server";
