@@ -7,6 +7,7 @@
 mod access;
 mod backends;
 mod document;
+mod engine;
 mod file;
 mod meaning;
 mod names;
@@ -29,6 +30,7 @@ use ipnet::IpNet;
 use subtle::ConstantTimeEq;
 
 pub use access::{ImagePolicy, Images, KeyConfig};
+pub use engine::Engine;
 pub use meaning::{Overrides, files, find, load, parse};
 pub use registration::{Registration, registration};
 pub use tls::{BackendTls, ListenTls};
@@ -106,67 +108,6 @@ pub struct PluginLimits {
     pub fuel: u64,
     /// Linear memory of one instance, in bytes.
     pub memory_bytes: usize,
-}
-
-/// The software a backend runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Engine {
-    /// vLLM.
-    Vllm,
-    /// SGLang.
-    Sglang,
-    /// llama.cpp's `llama-server`.
-    LlamaCpp,
-    /// Ollama.
-    Ollama,
-    /// Hugging Face's Text Generation Inference.
-    Tgi,
-    /// TensorRT-LLM's own server, `trtllm-serve`.
-    TrtLlm,
-    /// NVIDIA Triton by its OpenAI frontend.
-    Triton,
-    /// LMDeploy.
-    LmDeploy,
-    /// LM Studio.
-    LmStudio,
-    /// NVIDIA NIM.
-    Nim,
-    /// Anything else that speaks the OpenAI API.
-    OpenAi,
-}
-
-impl Engine {
-    /// Every engine.
-    pub const ALL: [Self; 11] = [
-        Self::Vllm,
-        Self::Sglang,
-        Self::LlamaCpp,
-        Self::Ollama,
-        Self::Tgi,
-        Self::TrtLlm,
-        Self::Triton,
-        Self::LmDeploy,
-        Self::LmStudio,
-        Self::Nim,
-        Self::OpenAi,
-    ];
-
-    /// Its name in the configuration, the admin API and towards plugins.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Vllm => "vllm",
-            Self::Sglang => "sglang",
-            Self::LlamaCpp => "llama-cpp",
-            Self::Ollama => "ollama",
-            Self::Tgi => "tgi",
-            Self::TrtLlm => "trtllm",
-            Self::Triton => "triton",
-            Self::LmDeploy => "lmdeploy",
-            Self::LmStudio => "lm-studio",
-            Self::Nim => "nim",
-            Self::OpenAi => "openai",
-        }
-    }
 }
 
 /// `[[backends]]`, or one `--backend`.

@@ -88,7 +88,7 @@ async fn vision_proxy(setting: &Setting<'_>, replica: usize) -> anyhow::Result<F
     let mut config = format!(
         "listen = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n[plugins]\npolicy = \"least-busy\"\n\
          [timeouts]\nfirst_byte = \"{}s\"\n[capacity]\npoll_interval = \"{}ms\"\nreplicas = {}\n\
-         slow_start = \"2s\"\n",
+         slow_start = \"2s\"\n[failover]\neject_for = \"200ms\"\n",
         setting.patience.as_secs(),
         setting.poll_interval.as_millis(),
         setting.replicas

@@ -145,12 +145,8 @@ pub fn all() -> Vec<Scenario> {
         // Ollama reports no load: nobody can know there what another replica does.
         Scenario::new("second replica, mixed", mixed(), BURSTS, Trouble::SecondReplica).must(Goal::NotOverfilled),
         Scenario::new("one full of others", four.clone(), Load { share: 0.55, ..BURSTS }, Trouble::DirectLoad).quick(),
-        Scenario::new("one hung", four.clone(), Load { share: 0.55, ..BURSTS }, Trouble::Hang)
-            .must(Goal::NotOverfilled)
-            .quick(),
-        Scenario::new("one restarting", four.clone(), Load { share: 0.55, ..BURSTS }, Trouble::Restart)
-            .must(Goal::NotOverfilled)
-            .quick(),
+        Scenario::new("one hung", four.clone(), Load { share: 0.55, ..BURSTS }, Trouble::Hang).quick(),
+        Scenario::new("one restarting", four.clone(), Load { share: 0.55, ..BURSTS }, Trouble::Restart).quick(),
         Scenario::new("four alike, untold", four, BURSTS, Trouble::None).must(Goal::Learnt).quick(),
         Scenario::new("seven mixed, untold", mixed(), BURSTS, Trouble::None).must(Goal::Learnt),
         Scenario::new("four desks, untold", vec![DESK; 4], BURSTS, Trouble::None).must(Goal::Learnt),
