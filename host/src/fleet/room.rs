@@ -2,7 +2,7 @@
 //!
 //! A report can only lower what a backend has; it never raises it. It tells of everybody's requests, ours among them,
 //! so that load from elsewhere (another replica of this proxy, a direct user) takes room from us. Ours that came since
-//! are counted by ourselves: a stale report starts no herd.
+//! are counted by ourselves: a stale report starts no herd. That others hold less is believed when two reports say so.
 //!
 //! Replicas see each other a report late. So what others leave is given up at once and taken half at a time, or they
 //! would all fill what was free, then all retreat, for ever. The last slot is taken by chance, but by who has none.
@@ -32,6 +32,8 @@ pub struct Share {
     pub ceiling: Option<u32>,
     /// The report showed nobody but us, and no line.
     alone: bool,
+    /// Slots that others did not hold by the report.
+    left: u32,
 }
 
 impl Share {
@@ -46,7 +48,9 @@ impl Share {
         };
         let others = running.saturating_add(reported.waiting.unwrap_or(0)).saturating_sub(reported.ours);
         let alone = others == 0 && too_many == 0;
-        let (left, before) = (slots.saturating_sub(others), self.ceiling.unwrap_or(slots));
+        let (left_now, before) = (slots.saturating_sub(others), self.ceiling.unwrap_or(slots));
+        // Between two requests of somebody who keeps an engine full there is a moment in which it is not.
+        let left = if left_now > before { left_now.min(self.left).max(before) } else { left_now };
         let mut ceiling = match left {
             left if left <= before => left,
             _ if alone && self.alone => slots,
@@ -58,7 +62,7 @@ impl Share {
             ceiling = 1;
         }
         let ceiling = ceiling.min(by_line.unwrap_or(slots));
-        Self { ceiling: (ceiling < slots).then_some(ceiling), alone }
+        Self { ceiling: (ceiling < slots).then_some(ceiling), alone, left: left_now }
     }
 }
 
@@ -145,8 +149,9 @@ mod tests {
             share = share.after(at(running, 0, 0), Some(8), 0);
             share.ceiling
         };
-        assert_eq!([next(2), next(2), next(2), next(5)], [Some(3), Some(5), Some(6), Some(3)]);
-        assert_eq!([next(0), next(0)], [Some(6), None]);
+        assert_eq!([next(7), next(8), next(7), next(8)], [Some(0); 4], "a gap is not yet room");
+        assert_eq!([next(2), next(2), next(2), next(2), next(5)], [Some(0), Some(3), Some(5), Some(6), Some(3)]);
+        assert_eq!([next(0), next(0)], [Some(3), None]);
     }
 
     /// Two replicas before one engine of so many slots, each with more requests than that: what each takes, a report
