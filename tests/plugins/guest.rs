@@ -98,33 +98,40 @@ pub const TIME: &str = r#"
   (core module $Ask (import "host" "now" (func $now (result i64))) (func (export "ask") (drop (call $now))))
   (core instance $asking (instantiate $Ask (with "host" (instance (export "now" (func $now))))))"#;
 
-/// To be woken, and then no more.
-pub const WAKING: &str = r#"
+/// The clock that wakes whoever subscribes to it.
+macro_rules! subscribing {
+    () => {
+        r#"
   (import "wasi:io/poll@0.2.0" (instance $poll (export "pollable" (type (sub resource)))))
   (alias export $poll "pollable" (type $pollable))
   (import "wasi:clocks/monotonic-clock@0.2.0" (instance $clock
     (alias outer 1 $pollable (type $p))
     (export "subscribe-duration" (func (param "when" u64) (result (own $p))))))
-  (core func $subscribe (canon lower (func $clock "subscribe-duration")))
+  (core func $subscribe (canon lower (func $clock "subscribe-duration")))"#
+    };
+}
+
+/// To be woken, and then no more.
+pub const WAKING: &str = concat!(
+    subscribing!(),
+    r#"
   (core func $drop (canon resource.drop $pollable))
   (core module $Ask
     (import "host" "subscribe" (func $subscribe (param i64) (result i32))) (import "host" "drop" (func $drop (param i32)))
     (func (export "ask") (call $drop (call $subscribe (i64.const 1)))))
   (core instance $asking (instantiate $Ask (with "host" (instance
-    (export "subscribe" (func $subscribe)) (export "drop" (func $drop))))))"#;
+    (export "subscribe" (func $subscribe)) (export "drop" (func $drop))))))"#
+);
 
 /// To be woken, without end.
-pub const KEPT_WAKING: &str = r#"
-  (import "wasi:io/poll@0.2.0" (instance $poll (export "pollable" (type (sub resource)))))
-  (alias export $poll "pollable" (type $pollable))
-  (import "wasi:clocks/monotonic-clock@0.2.0" (instance $clock
-    (alias outer 1 $pollable (type $p))
-    (export "subscribe-duration" (func (param "when" u64) (result (own $p))))))
-  (core func $subscribe (canon lower (func $clock "subscribe-duration")))
+pub const KEPT_WAKING: &str = concat!(
+    subscribing!(),
+    r#"
   (core module $Ask
     (import "host" "subscribe" (func $subscribe (param i64) (result i32)))
     (func (export "ask") (drop (call $subscribe (i64.const 1)))))
-  (core instance $asking (instantiate $Ask (with "host" (instance (export "subscribe" (func $subscribe))))))"#;
+  (core instance $asking (instantiate $Ask (with "host" (instance (export "subscribe" (func $subscribe))))))"#
+);
 
 /// A stream, and nothing of it.
 pub const STREAM: &str = r#"
