@@ -109,7 +109,7 @@ pub async fn attempt(
     }
     let mut answer = match sent {
         Ok(Ok(answer)) => answer,
-        Ok(Err(failure)) => return Err(Ended::failed(&failure, lease, begun.elapsed())),
+        Ok(Err(failure)) => return Err(Ended::failed(&failure, lease)),
         Err(lost) => return Err(Ended::lost(lost, lease)),
     };
     match answer.status.as_u16() {
@@ -190,7 +190,20 @@ async fn send(
     let request = Outgoing { method: sending.method, target: sending.target, headers: &sending.headers, body: &chunks };
     // A kept connection may just be closing, and then nobody knows whether the request was read.
     let fresh = !sending.may_repeat || sending.fresh;
-    upstream::send(&worker.pool, member, &request, timeouts, fresh).await
+    let begun = Instant::now();
+    let failure = match upstream::send(&worker.pool, member, &request, timeouts, fresh).await {
+        Err(Failure::Unanswered { idle: Some(idle) })
+            if idle >= SHORTEST_KEEP_ALIVE && begun.elapsed() < CLOSED_FOR_AGE =>
+        {
+            Failure::Unanswered { idle: None }
+        }
+        sent => return sent,
+    };
+    // The same backend tells whether that was its age, or the request has ended it: it may end one other, not two.
+    match Box::pin(upstream::send(&worker.pool, member, &request, timeouts, true)).await {
+        Err(Failure::Connect(_)) => Err(failure),
+        again => again,
+    }
 }
 
 /// The first piece of the body; of an event stream so much that its first event can be told from an error. Any other that
@@ -232,13 +245,10 @@ impl Ended {
         Box::new(Self { cause, why, lease, was_kept: false, pause: Duration::ZERO, answer: None })
     }
 
-    fn failed(failure: &Failure, lease: Lease, after: Duration) -> Box<Self> {
+    fn failed(failure: &Failure, lease: Lease) -> Box<Self> {
         let cause = match failure {
             Failure::Local(_) => Cause::Local,
             Failure::Connect(_) | Failure::Tls(_) | Failure::ConnectTimeout => Cause::Connect,
-            Failure::Unanswered { idle: Some(idle) } if after < CLOSED_FOR_AGE && *idle >= SHORTEST_KEEP_ALIVE => {
-                Cause::Stale
-            }
             Failure::Unanswered { .. } => Cause::Unanswered,
             Failure::Invalid(_) => Cause::Invalid,
         };

@@ -187,9 +187,8 @@ impl<'a> Journey<'a> {
             Cause::Unanswered | Cause::Invalid | Cause::Timeout | Cause::Unauthorized => {
                 backend.failed(&why, rules.ejection, since_ms);
             }
-            // Who is to blame is known only when another backend has been asked; and a connection that was
-            // closed for its age is nobody's fault.
-            Cause::ServerError | Cause::NoModel | Cause::Stale | Cause::Local => {}
+            // Who is to blame is known only when another backend has been asked.
+            Cause::ServerError | Cause::NoModel | Cause::Local => {}
         }
         // Only now its slot is free for others: they shall know what happened.
         drop(lease);

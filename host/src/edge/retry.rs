@@ -30,8 +30,6 @@ pub enum Cause {
     Local,
     /// Nothing was sent.
     Connect,
-    /// It was sent over a kept connection, which ended at once: closed for its age.
-    Stale,
     /// It was sent, and the connection ended before a byte of the answer's body.
     Unanswered,
     /// What came was no answer, or one that sends elsewhere.
@@ -52,7 +50,7 @@ impl Cause {
     pub fn counted_as(self) -> AttemptEnd {
         match self {
             Self::Local | Self::Connect => AttemptEnd::Connect,
-            Self::Stale | Self::Unanswered => AttemptEnd::Unanswered,
+            Self::Unanswered => AttemptEnd::Unanswered,
             Self::Invalid => AttemptEnd::Invalid,
             Self::Timeout => AttemptEnd::Timeout,
             Self::Busy => AttemptEnd::Busy,
@@ -94,8 +92,6 @@ impl History {
         self.server_errors += u32::from(matches!(cause, Cause::ServerError | Cause::Invalid));
         let again = match cause {
             Cause::Local | Cause::Connect | Cause::Busy | Cause::Unauthorized | Cause::NoModel => true,
-            // Kept connections are only used where it may be sent again.
-            Cause::Stale => true,
             Cause::Unanswered => repeatable && rules.retry_unanswered && self.kills < KILLS,
             Cause::ServerError | Cause::Invalid => repeatable && self.server_errors < 2,
             Cause::Timeout => false,
@@ -115,7 +111,7 @@ impl History {
             Some(Cause::Unauthorized) => ProxyError::UpstreamUnauthorized,
             Some(Cause::Busy) => ProxyError::Saturated { retry_after: DEFAULT_PAUSE },
             Some(Cause::Local) => ProxyError::Overloaded,
-            Some(Cause::Connect | Cause::Stale | Cause::Unanswered | Cause::ServerError | Cause::NoModel) | None => {
+            Some(Cause::Connect | Cause::Unanswered | Cause::ServerError | Cause::NoModel) | None => {
                 ProxyError::Unreachable
             }
         }
@@ -195,12 +191,6 @@ mod tests {
             verdicts(&[Unanswered, Unanswered], true),
             [Verdict::Elsewhere, Verdict::Fail(ProxyError::Unreachable)]
         );
-    }
-
-    #[test]
-    fn kept_connections_that_had_ended_kill_nobody() {
-        use Cause::{Stale, Unanswered};
-        assert_eq!(verdicts(&[Stale, Unanswered], true), [Verdict::Elsewhere, Verdict::Elsewhere]);
     }
 
     #[test]
