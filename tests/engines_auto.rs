@@ -19,6 +19,13 @@ macro_rules! golden {
     };
 }
 
+/// How the one model that a llama.cpp router has loaded is asked about.
+macro_rules! gemma {
+    () => {
+        "?model=ggml%2Dorg%2Fgemma%2D3%2D4b%2Dit%2DGGUF%3AQ4%5FK%5FM&autoload=false"
+    };
+}
+
 /// Many polls fit into a test.
 const FREQUENT_POLLS: &str = "[capacity]\npoll_interval = \"20ms\"\nstale_after = \"5s\"\n";
 /// A wrong line in the log would have been written again by then.
@@ -142,6 +149,13 @@ fn engines() -> Vec<Case> {
         ("/v1/models", 200, golden!("lm_studio_models.json")),
         ("/api/v0/models", 200, golden!("lm_studio_details.json")),
     ];
+    let router = vec![
+        ("/health", 200, br#"{"status":"ok"}"#.as_slice()),
+        ("/v1/models", 200, golden!("llama_models_router.json")),
+        ("/props", 200, br#"{"role":"router","max_instances":4}"#),
+        (concat!("/props", gemma!()), 200, golden!("llama_props.json")),
+        (concat!("/metrics", gemma!()), 200, golden!("llama_metrics_full.txt")),
+    ];
     let full_vllm = golden!("vllm_metrics_full.txt");
     let case = |name, engine, pages, limit, running| Case { name, engine, pages, limit, running };
     vec![
@@ -151,6 +165,7 @@ fn engines() -> Vec<Case> {
         case("a-triton", "triton", triton, None, Some(4)),
         case("a-lmdeploy", "lmdeploy", lmdeploy(), None, Some(4)),
         case("an-lm-studio", "lm-studio", lm_studio, None, None),
+        case("a-router", "llama-cpp", router, Some(3), Some(3)),
         case("a-nim", "nim", nim(golden!("nim_models.json"), golden!("nim_metrics.txt")), Some(2_048), Some(5)),
         case("a-nim-of-vllm", "nim", nim(golden!("vllm_models.json"), full_vllm), None, Some(4)),
     ]
@@ -171,7 +186,7 @@ async fn every_engine_is_found_out_by_asking() {
         assert_eq!(told["slots_from"], from, "{told}");
         assert!(limit.is_none_or(|limit| told["slots"] == limit), "{told}");
         // All but LM Studio say that somebody waits; where that may be old news, it keeps nothing away for good.
-        let believed = ["vllm", "tgi", "nim"].contains(&engine);
+        let believed = ["vllm", "tgi", "nim", "llama-cpp"].contains(&engine);
         assert_eq!(told["state"], if believed { "busy" } else { "available" }, "{told}");
     }
 }

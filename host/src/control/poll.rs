@@ -8,6 +8,7 @@
 mod doubt;
 mod round;
 
+use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +23,7 @@ use crate::config::Engine;
 use crate::edge::upstream::Pool;
 use crate::edge::{Member, Shared};
 use crate::fleet::Backend;
-use crate::fleet::engine::{Health, Report, ServedModel, questions};
+use crate::fleet::engine::{Health, OF_EACH_MODEL, Question, Report, ServedModel, questions};
 
 /// Silent polls in a row that take a backend for down.
 const SILENT_POLLS: u32 = 3;
@@ -189,20 +190,39 @@ impl Poller {
             }
         };
         let mut report = Report::default();
-        for (at, question) in questions(engine).iter().enumerate() {
-            if !(question.wanted)(&report) {
+        let (first, others) = questions(engine).split_at(1);
+        for health in first {
+            (health.read)(&round.ask(health.path).await?, &mut report);
+        }
+        self.ask(&mut round, others, "", &mut report).await;
+        if let Some(routed) = &report.routed {
+            let mut of_models = vec![Report::default(); routed.len()];
+            for (query, of_model) in routed.iter().zip(&mut of_models) {
+                self.ask(&mut round, OF_EACH_MODEL, query, of_model).await;
+            }
+            report.sum_up(&of_models);
+        }
+        Ok(Found { engine, report, is_whole: round.is_whole() })
+    }
+
+    /// Asks what is worth asking, with a query behind each path. What is not answered is not read.
+    async fn ask(&self, round: &mut Round<'_>, questions: &[Question], query: &str, report: &mut Report) {
+        for question in questions {
+            if !(question.wanted)(report) {
                 continue;
             }
-            match round.ask(question.path).await {
-                Ok(answer) => (question.read)(&answer, &mut report),
-                Err(missing) if at == 0 => return Err(missing),
+            let path = match query {
+                "" => Cow::Borrowed(question.path),
+                query => Cow::Owned(format!("{}{query}", question.path)),
+            };
+            match round.ask(path).await {
+                Ok(answer) => (question.read)(&answer, report),
                 Err(NoAnswer::Gone(why) | NoAnswer::Silent(why) | NoAnswer::Unasked(why)) => {
                     let backend = &self.member().backend.name;
                     tracing::debug!(%backend, path = question.path, "no answer to a poll: {why}");
                 }
             }
         }
-        Ok(Found { engine, report, is_whole: round.is_whole() })
     }
 
     /// Takes a report over. True where models or engine are not what they were.

@@ -2,6 +2,7 @@
 //!
 //! An answer is whole or it is none: half a load report would be half the load.
 
+use std::borrow::Cow;
 use std::io::ErrorKind;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -130,7 +131,7 @@ impl Asker {
 /// The answers of one round.
 pub(super) struct Round<'a> {
     asker: &'a Asker,
-    heard: Vec<(&'static str, Heard)>,
+    heard: Vec<(Cow<'static, str>, Heard)>,
     /// How long questions may take after the first was answered.
     patience: Duration,
     /// When that is over; `None` before.
@@ -145,11 +146,12 @@ impl<'a> Round<'a> {
     }
 
     /// The answer to a `GET` of this path in this round.
-    pub(super) async fn ask(&mut self, path: &'static str) -> Result<Answer<'_>, NoAnswer> {
+    pub(super) async fn ask(&mut self, path: impl Into<Cow<'static, str>>) -> Result<Answer<'_>, NoAnswer> {
+        let path = path.into();
         let at = match self.heard.iter().position(|(asked, _)| *asked == path) {
             Some(at) => at,
             None => {
-                let heard = self.ask_anew(path).await;
+                let heard = self.ask_anew(&path).await;
                 self.heard.push((path, heard));
                 self.heard.len() - 1
             }

@@ -2,9 +2,14 @@
 //!
 //! Measured: while it loads, every path answers 503. `/slots` wakes a server that sleeps (`--sleep-idle-seconds`) and,
 //! asked regularly, never lets it fall asleep; `/health`, `/v1/models`, `/props` and `/metrics` do neither. So slots
-//! are asked for only where metrics are off, and never of a sleeper. A router (several models, a process each) has no
-//! load of its own: it answers these paths with 400.
+//! are asked for only where metrics are off, and never of a sleeper.
+//!
+//! A router (several models, a process each) has no load of its own: it answers these paths with 400, and with that of one
+//! model where a query names it, which loads the model unless the query forbids it ("Routing requests" in its README). Its
+//! models share one GPU, so that it takes no more at once than the one with the fewest slots: none is over-filled, whichever
+//! is asked for.
 
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 
 use super::served::ServedModel;
@@ -14,11 +19,21 @@ pub(super) const QUESTIONS: &[Question] = &[
     Question { path: "/health", wanted: |_| true, read: |answer, report| report.health = Health::of(answer) },
     Question { path: openai::MODELS, wanted: Report::may_serve, read: read_models },
     Question { path: "/props", wanted: Report::may_serve, read: read_props },
-    Question { path: METRICS, wanted: |report| report.may_serve() && report.running.is_none(), read: read_metrics },
-    Question { path: "/slots", wanted: |report| report.may_serve() && report.running.is_none(), read: read_slots },
+    Question { path: METRICS, wanted: lacks_load, read: read_metrics },
+    Question { path: "/slots", wanted: lacks_load, read: read_slots },
 ];
 
-pub(super) const NO_LOAD: &str = "it runs with --no-slots and without --metrics, or is a router of several models";
+/// What a router is asked of each model: properties, metrics, slots.
+pub(super) const OF_EACH_MODEL: &[Question] = QUESTIONS.split_at(2).1;
+
+pub(super) const NO_LOAD: &str = "it runs with --no-slots and without --metrics, or is a router with very many models";
+
+/// A router with more models loaded is not asked for the load of any: they would take the time of all other questions.
+const MOST_ROUTED: usize = 16;
+
+fn lacks_load(report: &Report) -> bool {
+    report.may_serve() && report.running.is_none() && report.routed.is_none()
+}
 
 /// Whether this is how a llama.cpp that still loads answers any question.
 pub(super) fn is_loading(answer: &Answer<'_>) -> bool {
@@ -54,6 +69,10 @@ fn is_loaded(status: &Value) -> Option<bool> {
 
 fn read_props(answer: &Answer<'_>, report: &mut Report) {
     let props = answer.json().unwrap_or_default();
+    if props["role"] == "router" {
+        report.routed = loaded_models(report);
+        return;
+    }
     report.limit = plausible::json_limit(&props["total_slots"]);
     let asleep = props["is_sleeping"] == true;
     if asleep {
@@ -64,6 +83,15 @@ fn read_props(answer: &Answer<'_>, report: &mut Report) {
         model.vision = model.vision.or(props["modalities"]["vision"].as_bool());
         model.loaded = model.loaded.map(|loaded| loaded && !asleep);
     }
+}
+
+/// The queries by which a router tells of the models that it has loaded.
+fn loaded_models(report: &Report) -> Option<Vec<String>> {
+    let models = report.models.iter().flatten().filter(|model| !model.alias && model.loaded == Some(true));
+    let query =
+        |model: &ServedModel| format!("?model={}&autoload=false", utf8_percent_encode(&model.native, NON_ALPHANUMERIC));
+    let queries: Vec<_> = models.map(query).collect();
+    (queries.len() <= MOST_ROUTED).then_some(queries)
 }
 
 fn read_metrics(answer: &Answer<'_>, report: &mut Report) {
@@ -82,6 +110,8 @@ fn read_slots(answer: &Answer<'_>, report: &mut Report) {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::config::Engine;
     use crate::fleet::engine::tests::{ask, natives};
@@ -198,8 +228,10 @@ mod tests {
             ("/props", 200, br#"{"role":"router","max_instances":4,"models_autoload":true,"model_alias":"llama-server","model_path":"none"}"#),
             ("/metrics", 400, no_model),
             ("/slots", 400, no_model),
+            ("/props?model=ggml%2Dorg%2Fgemma%2D3%2D4b%2Dit%2DGGUF%3AQ4%5FK%5FM&autoload=false", 200, PROPS),
+            ("/metrics?model=ggml%2Dorg%2Fgemma%2D3%2D4b%2Dit%2DGGUF%3AQ4%5FK%5FM&autoload=false", 200, METRICS_FULL),
         ]);
-        assert_eq!((report.running, report.waiting, report.limit), (None, None, None));
+        assert_eq!((report.running, report.waiting, report.limit), (Some(3), Some(2), Some(3)));
         let seen: Vec<_> =
             report.models.as_ref().unwrap().iter().map(|m| (m.native.as_str(), m.loaded, m.vision)).collect();
         assert_eq!(
@@ -212,6 +244,39 @@ mod tests {
                 ("new-state", None, None),
             ]
         );
+    }
+
+    /// What a router with these models, all loaded, and their slots is found to be.
+    fn router(models: &[(&str, &[u8], u16, &[u8])]) -> Report {
+        let entry = |(name, ..): &(&str, _, _, _)| json!({"id": name, "object": "model", "owned_by": "llamacpp", "status": {"value": "loaded"}});
+        let list = json!({"data": models.iter().map(entry).collect::<Vec<_>>()}).to_string();
+        let of = |path: &str, name: &str| format!("{path}?model={name}&autoload=false");
+        let paths: Vec<_> = models.iter().map(|(name, ..)| [of("/props", name), of("/slots", name)]).collect();
+        let mut answers: Vec<(&str, u16, &[u8])> = vec![
+            ("/health", 200, HEALTH),
+            ("/v1/models", 200, list.as_bytes()),
+            ("/props", 200, br#"{"role":"router"}"#),
+        ];
+        for ([props, slots], (_, told, status, told_slots)) in paths.iter().zip(models) {
+            answers.extend([(props.as_str(), 200, *told), (slots.as_str(), *status, *told_slots)]);
+        }
+        ask(Engine::LlamaCpp, &answers)
+    }
+
+    #[test]
+    fn a_routers_load_is_that_of_all_its_models_and_its_slots_those_of_the_smallest() {
+        let two = br#"{"total_slots":2}"#;
+        let busy = br#"[{"is_processing":true},{"is_processing":true}]"#;
+        let load = |report: &Report| (report.running, report.waiting, report.limit);
+        assert_eq!(load(&router(&[])), (Some(0), Some(0), None), "nothing is loaded, so that nothing runs");
+        assert_eq!(load(&router(&[("a", PROPS, 200, SLOTS_PART)])), (Some(2), None, Some(3)));
+        assert_eq!(load(&router(&[("a", PROPS, 200, SLOTS_PART), ("b", two, 200, busy)])), (Some(4), None, Some(2)));
+        let half = router(&[("a", PROPS, 200, SLOTS_PART), ("b", two, 501, SLOTS_OFF)]);
+        assert_eq!(load(&half), (None, None, Some(2)), "half the load is not the load");
+        assert_eq!(load(&router(&[("a", SLEEPING, 200, SLOTS_PART)])), (Some(0), Some(0), Some(3)), "not woken");
+        let names: Vec<_> = (0..=MOST_ROUTED).map(|number| format!("m{number}")).collect();
+        let many: Vec<_> = names.iter().map(|name| (name.as_str(), PROPS, 200, SLOTS_PART)).collect();
+        assert_eq!(load(&router(&many)), (None, None, None));
     }
 
     #[test]

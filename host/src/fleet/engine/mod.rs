@@ -85,12 +85,23 @@ pub struct Report {
     pub load_may_be_old: bool,
     /// What it serves. `Some` of an empty list: it says that it serves nothing.
     pub models: Option<Vec<ServedModel>>,
+    /// It only passes requests on to other processes, one for each model: the queries to be put behind the paths of
+    /// [`OF_EACH_MODEL`] for what each of these has to say.
+    pub routed: Option<Vec<String>>,
 }
 
 impl Report {
     /// Whether nothing speaks against sending it requests: most questions are only worth asking then.
     pub fn may_serve(&self) -> bool {
         !matches!(self.health, Health::NotReady(_))
+    }
+
+    /// Takes over what a router says of each of its models: the load of all, and the slots of the one with the fewest.
+    pub fn sum_up(&mut self, of_models: &[Self]) {
+        self.running = of_models.iter().map(|of_model| of_model.running).sum();
+        self.waiting = of_models.iter().map(|of_model| of_model.waiting).sum();
+        let limits: Option<Vec<u32>> = of_models.iter().map(|of_model| of_model.limit).collect();
+        self.limit = limits.and_then(|limits| limits.into_iter().min());
     }
 }
 
@@ -140,6 +151,9 @@ pub fn questions(engine: Engine) -> &'static [Question] {
         Engine::OpenAi => openai::QUESTIONS,
     }
 }
+
+/// What a router is asked of each of its models; only llama.cpp has one.
+pub const OF_EACH_MODEL: &[Question] = llama_cpp::OF_EACH_MODEL;
 
 /// Why an engine that reports its load may not do so; `None` for one that never reports any.
 pub fn why_no_load(engine: Engine) -> Option<&'static str> {

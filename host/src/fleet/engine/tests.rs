@@ -68,13 +68,24 @@ const GOLDEN: [&[u8]; 28] = [
 /// One round of questions; a path that is not there is a question without an answer.
 pub(super) fn ask(engine: Engine, answers: Answers<'_>) -> Report {
     let mut report = Report::default();
-    for question in questions(engine) {
-        let answer = answers.iter().find(|(path, ..)| *path == question.path);
-        if let (Some((_, status, body)), true) = (answer, (question.wanted)(&report)) {
-            (question.read)(&Answer { status: *status, body }, &mut report);
+    read(questions(engine), "", answers, &mut report);
+    if let Some(routed) = &report.routed {
+        let mut of_models = vec![Report::default(); routed.len()];
+        for (query, of_model) in routed.iter().zip(&mut of_models) {
+            read(OF_EACH_MODEL, query, answers, of_model);
         }
+        report.sum_up(&of_models);
     }
     report
+}
+
+fn read(questions: &[Question], query: &str, answers: Answers<'_>, report: &mut Report) {
+    for question in questions {
+        let answer = answers.iter().find(|(path, ..)| path.strip_suffix(query) == Some(question.path));
+        if let (Some((_, status, body)), true) = (answer, (question.wanted)(report)) {
+            (question.read)(&Answer { status: *status, body }, report);
+        }
+    }
 }
 
 /// Expositions in which none of these metrics has a sensible value.
