@@ -113,7 +113,7 @@ impl Identity {
 
 /// Speaks TLS before a backend. Where that ends a connection, it ends in order.
 pub struct TlsFront {
-    address: SocketAddr,
+    pub address: SocketAddr,
     seen: Arc<Seen>,
     accepting: JoinHandle<()>,
 }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde_json::{Value, json};
+
 use crate::support::*;
 
 /// A proxy before this backend behind TLS.
@@ -32,7 +34,7 @@ async fn streams_and_large_bodies_pass_and_connections_are_kept() {
         assert!(received.text() == as_native(&body), "another body arrived");
     }
     let large = base64_text(3_000_000);
-    backend.always(Answer::json(200, serde_json::json!({"model": NATIVE, "text": large}).to_string()));
+    backend.always(Answer::json(200, json!({"model": NATIVE, "text": large}).to_string()));
     assert_eq!(proxy.client.chat().await.ok().json()["text"], large);
     assert_eq!(front.handshakes(), handshakes, "a connection was made anew");
 }
@@ -46,6 +48,25 @@ async fn its_load_is_seen() {
         told["reported"]["running"] == 3 && told["state"] == "busy" && told["models"][NATIVE] == NATIVE
     })
     .await;
+}
+
+#[tokio::test]
+async fn metrics_at_an_address_of_their_own_are_read_where_that_is_trusted() {
+    let (ours, theirs, folder) = (Authority::named("ours"), Authority::named("theirs"), Folder::new());
+    let ca = folder.write("ca.pem", &ours.pem);
+    for (authority, running) in [(&ours, json!(3)), (&theirs, Value::Null)] {
+        let metrics = Setup::named("metrics").vllm().start().await;
+        metrics.report(Report { running: 3, ..Report::default() });
+        let front = TlsFront::before(&metrics, authority.certify(&[LOOPBACK]).server()).await;
+        // The backend itself is in the clear, so that what its table says of TLS is of its metrics.
+        let backend = Setup::named("a").vllm().start().await;
+        let at = format!("metrics_url = \"https://{}\"\ntls = {{ ca = \"{}\" }}\n", front.address, ca.display());
+        let proxy = Proxy::start(&format!("{}{at}", backend.entry())).await;
+        let told = proxy.backend("a").await;
+        assert_eq!(told["reported"]["running"], running, "{told}");
+        proxy.client.chat().await.ok();
+        assert_eq!(front.handshakes() > 0, !running.is_null());
+    }
 }
 
 #[tokio::test]

@@ -70,15 +70,12 @@ impl List<'_> {
         }
         let url = self.url(&join(&key, "url"), typed.url)?;
         let metrics = typed.metrics_url.map(|typed| typed.0);
-        let both = (typed.tls.clone(), typed.tls);
-        let speaks_tls = metrics.as_ref().is_some_and(|metrics| metrics.is_https);
         // What `tls` says is of either address that speaks it.
-        let of_url = both.0.filter(|_| url.is_https || !speaks_tls);
+        let of_metrics = typed.tls.clone().filter(|_| metrics.as_ref().is_some_and(|metrics| metrics.is_https));
+        let of_url = typed.tls.filter(|_| url.is_https || of_metrics.is_none());
         let tls = self.tls.backend(self.findings, &key, &url, of_url);
-        let metrics = metrics.map(|url| MetricsAt {
-            tls: self.tls.backend(self.findings, &key, &url, both.1.filter(|_| url.is_https)),
-            url,
-        });
+        let metrics =
+            metrics.map(|url| MetricsAt { tls: self.tls.backend(self.findings, &key, &url, of_metrics), url });
         Some(BackendConfig {
             name: name.unwrap_or_else(|| self.default_name(&name_key, &url)),
             url,

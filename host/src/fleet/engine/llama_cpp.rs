@@ -85,9 +85,9 @@ fn read_props(answer: &Answer<'_>, report: &mut Report) {
     }
 }
 
-/// The queries by which a router tells of the models that it has loaded.
+/// The queries by which a router tells of the models that it has loaded; `None` where nobody knows which.
 fn loaded_models(report: &Report) -> Option<Vec<String>> {
-    let models = report.models.iter().flatten().filter(|model| !model.alias && model.loaded == Some(true));
+    let models = report.models.as_ref()?.iter().filter(|model| !model.alias && model.loaded == Some(true));
     let query =
         |model: &ServedModel| format!("?model={}&autoload=false", utf8_percent_encode(&model.native, NON_ALPHANUMERIC));
     let queries: Vec<_> = models.map(query).collect();
@@ -271,6 +271,8 @@ mod tests {
         assert_eq!(load(&router(&[])), (Some(0), Some(0), None), "nothing is loaded, so that nothing runs");
         assert_eq!(load(&router(&[("a", PROPS, 200, SLOTS_PART)])), (Some(2), None, Some(3)));
         assert_eq!(load(&router(&[("a", PROPS, 200, SLOTS_PART), ("b", two, 200, busy)])), (Some(4), None, Some(2)));
+        let unlisted = ask(Engine::LlamaCpp, &[("/health", 200, HEALTH), ("/props", 200, br#"{"role":"router"}"#)]);
+        assert_eq!(load(&unlisted), (None, None, None), "nobody knows what is loaded");
         let half = router(&[("a", PROPS, 200, SLOTS_PART), ("b", two, 501, SLOTS_OFF)]);
         assert_eq!(load(&half), (None, None, Some(2)), "half the load is not the load");
         assert_eq!(load(&router(&[("a", SLEEPING, 200, SLOTS_PART)])), (Some(0), Some(0), Some(3)), "not woken");
