@@ -167,7 +167,7 @@ async fn while_the_old_one_drains_the_admin_port_is_the_new_ones() {
     let mut events = old.client.stream().await;
     events.next().await;
     let new = old.another(&text).await;
-    assert!(new.output().contains("another process serves"), "{}", new.output());
+    eventually("it is in the log", async || new.output().contains("another process serves")).await;
     old.signal("TERM");
     eventually("the old one leaves the port", async || old.output().contains("it is left to it")).await;
     for _ in 0..40 {

@@ -36,7 +36,7 @@ async fn is_told(proxy: &Proxy, name: &str, content: &[u8]) {
     assert_eq!(refusals(proxy, name, "update").await, 1.0);
     let sha256 = sha256(content);
     let is_logged = |line: &str| line.contains("rolled back") && line.contains(&sha256) && line.contains("unreachable");
-    assert!(proxy.output().lines().any(is_logged), "{}", proxy.output());
+    eventually("it is in the log", async || proxy.output().lines().any(is_logged)).await;
 }
 
 #[tokio::test]

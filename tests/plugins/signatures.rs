@@ -69,7 +69,7 @@ async fn is_refused(proxy: &Proxy, content: &[u8], words: &str) {
     let cause = row["last_error"].as_str().expect("a cause");
     assert!(cause.starts_with("signature: ") && cause.contains(words), "{row}");
     assert_eq!(reloads(proxy, MY_POLICY, "refused").await, 1.0);
-    assert!(proxy.output().contains(words));
+    eventually("it is in the log", async || proxy.output().contains(words)).await;
 }
 
 #[tokio::test]

@@ -89,7 +89,7 @@ async fn a_bad_pair_is_refused_and_the_old_one_goes_on_serving() {
     std::fs::remove_file(folder.path().join("tls.key")).expect("remove a file");
     is_refused(&proxy, "tls.key", "cannot read").await;
     assert_eq!(shown(&proxy, &authority).await, der(&first));
-    assert!(proxy.output().contains("configuration refused"));
+    eventually("it is in the log", async || proxy.output().contains("configuration refused")).await;
     last.write(&folder);
     serves(&proxy, &authority, &last).await;
     assert_eq!(proxy.admin_json("/api/config").await["errors"], serde_json::json!([]));

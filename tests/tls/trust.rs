@@ -140,7 +140,7 @@ async fn without_verification_it_serves_and_says_so_everywhere() {
         assert_eq!(proxy.backend(name).await["tls"], tls);
         assert_eq!(metrics.value("vision_proxy_backend_tls_insecure", &[("backend", name)]), metric, "{name}");
     }
-    assert!(proxy.output().contains("tls.insecure is true"), "not warned of");
+    eventually("it is warned of", async || proxy.output().contains("tls.insecure is true")).await;
 }
 
 #[tokio::test]
