@@ -8,7 +8,6 @@
 mod doubt;
 mod round;
 
-use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -190,10 +189,8 @@ impl Poller {
             }
         };
         let mut report = Report::default();
-        let (first, others) = questions(engine).split_at(1);
-        for health in first {
-            (health.read)(&round.ask(health.path).await?, &mut report);
-        }
+        let (health, others) = (&questions(engine)[0], &questions(engine)[1..]);
+        (health.read)(&round.ask(health.path).await?, &mut report);
         self.ask(&mut round, others, "", &mut report).await;
         if let Some(routed) = &report.routed {
             let mut of_models = vec![Report::default(); routed.len()];
@@ -211,11 +208,7 @@ impl Poller {
             if !(question.wanted)(report) {
                 continue;
             }
-            let path = match query {
-                "" => Cow::Borrowed(question.path),
-                query => Cow::Owned(format!("{}{query}", question.path)),
-            };
-            match round.ask(path).await {
+            match round.ask(&format!("{}{query}", question.path)).await {
                 Ok(answer) => (question.read)(&answer, report),
                 Err(NoAnswer::Gone(why) | NoAnswer::Silent(why) | NoAnswer::Unasked(why)) => {
                     let backend = &self.member().backend.name;

@@ -101,7 +101,7 @@ pub async fn attempt(
         may_leave: sending.may_repeat,
     };
     lease.backend.attempted();
-    let sent = patience.with(pin!(send(worker, member, candidate, sending, timeouts))).await;
+    let sent = patience.with(pin!(send(worker, member, candidate, sending, timeouts, begun))).await;
     if let Some(clients_own) = clients_own {
         // The key of this backend must not go with the next attempt.
         sending.headers.remove(header::AUTHORIZATION);
@@ -185,12 +185,12 @@ async fn send(
     candidate: &Candidate,
     sending: &Sending<'_>,
     timeouts: &Timeouts,
+    begun: Instant,
 ) -> Result<Answer, Failure> {
     let chunks = sending.body.with_model(&candidate.native, &candidate.native_json);
     let request = Outgoing { method: sending.method, target: sending.target, headers: &sending.headers, body: &chunks };
     // A kept connection may just be closing, and then nobody knows whether the request was read.
     let fresh = !sending.may_repeat || sending.fresh;
-    let begun = Instant::now();
     let failure = match upstream::send(&worker.pool, member, &request, timeouts, fresh).await {
         Err(Failure::Unanswered { idle: Some(idle) })
             if idle >= SHORTEST_KEEP_ALIVE && begun.elapsed() < CLOSED_FOR_AGE =>

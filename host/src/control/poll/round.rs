@@ -2,7 +2,6 @@
 //!
 //! An answer is whole or it is none: half a load report would be half the load.
 
-use std::borrow::Cow;
 use std::io::ErrorKind;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -131,7 +130,7 @@ impl Asker {
 /// The answers of one round.
 pub(super) struct Round<'a> {
     asker: &'a Asker,
-    heard: Vec<(Cow<'static, str>, Heard)>,
+    heard: Vec<(String, Heard)>,
     /// How long questions may take after the first was answered.
     patience: Duration,
     /// When that is over; `None` before.
@@ -146,13 +145,12 @@ impl<'a> Round<'a> {
     }
 
     /// The answer to a `GET` of this path in this round.
-    pub(super) async fn ask(&mut self, path: impl Into<Cow<'static, str>>) -> Result<Answer<'_>, NoAnswer> {
-        let path = path.into();
+    pub(super) async fn ask(&mut self, path: &str) -> Result<Answer<'_>, NoAnswer> {
         let at = match self.heard.iter().position(|(asked, _)| *asked == path) {
             Some(at) => at,
             None => {
-                let heard = self.ask_anew(&path).await;
-                self.heard.push((path, heard));
+                let heard = self.ask_anew(path).await;
+                self.heard.push((path.to_owned(), heard));
                 self.heard.len() - 1
             }
         };

@@ -85,7 +85,7 @@ impl Text {
         true
     }
 
-    /// Adds one UTF-16 unit, `\uXXXX`.
+    /// Adds one UTF-16 unit, which JSON writes as `\u` and four digits.
     pub(super) fn unit(&mut self, unit: u16) {
         if !self.wanted {
             return;
