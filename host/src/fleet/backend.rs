@@ -499,6 +499,9 @@ pub mod tests {
         let second = of(200);
         assert!(second.is_some() && of(71).is_none());
         assert_eq!(backend.kv_cache_expected().map(|part| (part * 600.0).round()), Some(500.0));
+        // It is under way: the engine tells of the first alone, and has no more room for it.
+        report(half.clone());
+        assert!(of(100).is_none() && backend.in_flight() == 2);
         drop(second);
         // Another runs that is not ours and takes a little less.
         report(Report { running: Some(2), kv_cache_used: Some(0.9), ..half });

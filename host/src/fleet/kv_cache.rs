@@ -6,7 +6,9 @@
 //! other is the part that a guessed token takes.
 
 /// How much of what earlier reports showed is left after another.
-const KEPT: f64 = 7.0 / 8.0;
+const KEPT: f64 = 15.0 / 16.0;
+/// While a report was made no more than this part of our tokens may have come or gone: of which of those it tells is not known.
+const STEADY: u32 = 8;
 /// Reports until there is something to go by.
 const ENOUGH: u32 = 3;
 /// Where requests wait inside an engine whose cache is as full as this, they wait for memory: it was filled too far.
@@ -25,6 +27,8 @@ pub struct Seen {
     pub used: f64,
     /// Tokens that were guessed of ours.
     pub tokens: u32,
+    /// How many of them came or went while it was asked.
+    pub moved: u32,
     /// Some may wait inside the engine and use nothing yet.
     pub some_wait: bool,
 }
@@ -52,7 +56,8 @@ impl KvCache {
         let tokens = f64::from(seen.tokens);
         // What waits inside would make all others look smaller than they are.
         let misleads = seen.some_wait && seen.used * self.tokens < self.used * tokens;
-        if seen.tokens == 0 || seen.used <= 0.0 || misleads {
+        let is_blurred = seen.moved > seen.tokens / STEADY && self.reports >= ENOUGH;
+        if seen.tokens == 0 || seen.used <= 0.0 || misleads || is_blurred {
             return Self { caution, ..self };
         }
         Self {
@@ -63,10 +68,10 @@ impl KvCache {
         }
     }
 
-    /// Guessed tokens that fit into this part of the cache; `None` before that is known.
-    pub fn room(self, part: f64) -> Option<u32> {
+    /// Guessed tokens that this part of the cache takes, fewer than none where the part is; `None` before that is known.
+    pub fn room(self, part: f64) -> Option<i64> {
         // A cast from f64 saturates.
-        self.part_of_token().map(|of_token| (part.max(0.0) / of_token) as u32)
+        self.part_of_token().map(|of_token| (part / of_token) as i64)
     }
 }
 
@@ -75,7 +80,7 @@ mod tests {
     use super::*;
 
     fn seen(used: f64, tokens: u32) -> Seen {
-        Seen { by_all: used, used, tokens, some_wait: false }
+        Seen { by_all: used, used, tokens, moved: 0, some_wait: false }
     }
 
     fn after(reports: impl IntoIterator<Item = Seen>) -> KvCache {
@@ -92,15 +97,24 @@ mod tests {
     #[test]
     fn a_measured_token_tells_how_many_fit() {
         let cache = after([seen(0.5, 100); 3]);
-        assert_eq!((cache.room(1.0), cache.room(0.5), cache.room(-0.1)), (Some(200), Some(100), Some(0)));
+        assert_eq!((cache.room(1.0), cache.room(0.5), cache.room(-0.1)), (Some(200), Some(100), Some(-20)));
     }
 
     #[test]
     fn many_requests_say_more_than_few_and_new_ones_more_than_old() {
         let cache = after([seen(0.4, 100), seen(0.004, 10), seen(0.4, 100), seen(0.004, 10)]);
         assert!(cache.room(1.0).is_some_and(|room| (250..300).contains(&room)), "not 1,000: {cache:?}");
-        let grown = after([[seen(0.5, 100); 20], [seen(0.5, 400); 20]].concat());
+        let grown = after([[seen(0.5, 100); 40], [seen(0.5, 400); 40]].concat());
         assert!(grown.room(1.0).is_some_and(|room| (700..=800).contains(&room)), "prefixes are shared now: {grown:?}");
+    }
+
+    #[test]
+    fn a_report_of_a_moment_in_which_much_came_or_went_says_nothing_new() {
+        let cache = after([seen(0.5, 100); 3]);
+        let blurred = |moved| cache.after(Seen { moved, ..seen(0.25, 100) });
+        assert_eq!(blurred(13), cache);
+        assert!(blurred(12).room(1.0) > cache.room(1.0));
+        assert!(after([Seen { moved: 99, ..seen(0.5, 100) }; 3]).room(1.0).is_some(), "better than nothing");
     }
 
     #[test]

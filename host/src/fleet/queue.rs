@@ -23,8 +23,8 @@ use super::lease::Lease;
 
 /// Who came so long ago may go to a backend that others keep full, as one of many in its line.
 const STARVED_AFTER: Duration = Duration::from_secs(5);
-/// Others behind a request that needs more than is free may use that so often. Then it is kept for that request.
-const PASSES: u32 = 8;
+/// For so long others behind a request that needs more than is free may use that. Then it is kept for that request.
+const PASSED_FOR: Duration = Duration::from_secs(2);
 
 /// One line for the whole fleet. Models share it: a request passes those before it only where they
 /// cannot use the backend that became free.
@@ -79,8 +79,8 @@ struct Waiter {
     may_try: bool,
     cost: Cost,
     bytes: u64,
-    /// How often somebody behind it got what was too little for it.
-    passed: u32,
+    /// When somebody behind it first got what was too little for it.
+    passed_since: Option<Instant>,
     give: oneshot::Sender<Given>,
 }
 
@@ -169,14 +169,14 @@ impl Line {
     }
 
     /// Whether what is free at this backend is kept for the waiter at this place, who needs more than that. Whoever was
-    /// passed often enough has what is free kept at one backend, where it lacks the least and nobody before it has something
+    /// passed for long enough has what is free kept at one backend, where it lacks the least and nobody before it has something
     /// kept: there it comes to its turn, and those behind it are served by all others.
     fn saves_at(&self, at: usize, backend: &Backend) -> bool {
         if !backend.is_available() {
             // There is nothing for anybody.
             return true;
         }
-        let is_due = |waiter: &&Waiter| waiter.passed >= PASSES;
+        let is_due = |waiter: &&Waiter| waiter.passed_since.is_some_and(|since| since.elapsed() >= PASSED_FOR);
         if !self.waiters.get(at).is_some_and(|waiter| is_due(&waiter)) {
             return false;
         }
@@ -296,7 +296,7 @@ impl Queue {
         let Wish { flow, wants, all, not, may_try, cost, bytes, .. } = wish;
         let (wants, all) = (Arc::clone(wants), Arc::clone(all));
         let (give, given) = oneshot::channel();
-        line.insert(Waiter { turn, flow, wants, all, not: not.into(), may_try, cost, bytes, passed: 0, give });
+        line.insert(Waiter { turn, flow, wants, all, not: not.into(), may_try, cost, bytes, passed_since: None, give });
         self.waiting.store(line.waiters.len(), SeqCst);
         Ok(Place { queue: Arc::clone(self), turn, given })
     }
@@ -331,7 +331,7 @@ impl Queue {
             let Some(waiter) = line.remove(at) else { return };
             for before in &passed {
                 if let Some(before) = line.waiters.get_mut(*before) {
-                    before.passed += 1;
+                    before.passed_since.get_or_insert_with(Instant::now);
                 }
             }
             line.round = line.round.max(waiter.turn.round);
@@ -552,18 +552,21 @@ mod tests {
         assert_eq!(served, [7, 8, 9, 7, 8, 7, 7]);
     }
 
-    #[tokio::test]
-    async fn who_needs_more_slots_is_passed_by_so_many_and_no_more() {
+    #[tokio::test(start_paused = true)]
+    async fn who_needs_more_slots_is_passed_for_a_while_and_no_longer() {
         let queue = Queue::new(64, 1024);
         let backend = backend_with(&queue, 3);
         let mut held: VecDeque<_> = (0..3).filter_map(|_| Backend::claim(&backend, slots(1))).collect();
         let wanted = wants(&[&backend]);
         let mut large = enter_by(&queue, Wish { cost: slots(2), ..wish(&wanted) }).unwrap();
-        let mut small: Vec<_> = (0..=PASSES).map(|_| enter(&queue, &backend)).collect();
+        let mut small: Vec<_> = (0..6).map(|_| enter(&queue, &backend)).collect();
         let mut last = small.pop().unwrap();
+        tokio::time::advance(2 * PASSED_FOR).await;
         for place in &mut small {
+            // From the first that passed it, and not from when it came.
             held.pop_front();
             held.push_back(place.slot().await);
+            tokio::time::advance(PASSED_FOR / 5).await;
         }
         held.pop_front();
         assert!(last.try_slot().is_none(), "the large one is first");
@@ -574,9 +577,10 @@ mod tests {
         last.slot().await;
     }
 
-    /// Every one in line has been passed often enough.
+    /// Every one in line has been passed for long enough.
     fn all_are_due(queue: &Queue) {
-        queue.line().waiters.iter_mut().for_each(|waiter| waiter.passed = PASSES);
+        let since = Instant::now().checked_sub(PASSED_FOR);
+        queue.line().waiters.iter_mut().for_each(|waiter| waiter.passed_since = since);
     }
 
     #[tokio::test]

@@ -95,8 +95,6 @@ impl Backend {
         self.live.kv_permille.store(report.kv_cache_used.map_or(UNKNOWN, permille), Relaxed);
         self.live.reported_at_ms.store(now_ms().max(1), Relaxed);
         self.live.stale_at_ms.store(now_ms() + crate::clock::millis(limits.stale_after), Relaxed);
-        let full = report.kv_cache_used.is_some_and(|used| used > limits.max_kv_cache);
-        self.live.cache_full.store(full, SeqCst);
         let held = self.held();
         let ours = self.live.most_held.load(Relaxed).max(held.requests);
         let reported = Reported {
@@ -111,20 +109,30 @@ impl Backend {
         known.share = known.share.after(reported, known.told_slots(), limits.max_waiting);
         self.live.ceiling.store(known.share.ceiling.unwrap_or(UNKNOWN), SeqCst);
         let kv_room = report.kv_cache_used.and_then(|used| {
-            // Of those that run, as many parts are ours as requests.
+            // Of those that run, as many parts are ours as requests; and of ours, as many parts run.
             let running = report.running.unwrap_or(ours).max(1);
             let used_by_us = used * f64::from(ours.min(running)) / f64::from(running);
-            let tokens = held.tokens.midpoint(self.live.tokens_then.load(Relaxed));
+            let tokens_then = self.live.tokens_then.load(Relaxed);
+            let (tokens, moved) = (held.tokens.midpoint(tokens_then), held.tokens.abs_diff(tokens_then));
+            let running_tokens = f64::from(tokens) * f64::from(running.min(ours)) / f64::from(ours.max(1));
             let some_wait = report.waiting.is_some_and(|waiting| waiting > 0);
-            let seen = Seen { by_all: used, used: used_by_us, tokens, some_wait };
+            let seen = Seen { by_all: used, used: used_by_us, tokens: running_tokens as u32, moved, some_wait };
             if !report.load_may_be_old {
                 known.kv_cache = known.kv_cache.after(seen);
             }
-            // What is there is measured, and only what comes and goes until the next report is guessed.
-            let free = if some_wait { 0.0 } else { known.part_of(limits.max_kv_cache - used) };
-            known.kv_cache.room(free).map(|room| tokens.saturating_add(room))
+            // Some of ours may not have got there yet, or wait inside: they take what they need before anybody else does. Where
+            // others run too, what is whose is not known well enough to tell.
+            let expected = known.kv_cache.part_of_token()? * f64::from(tokens);
+            let to_come = if running > ours { 0.0 } else { (expected - used_by_us).max(0.0) };
+            let free = limits.max_kv_cache - used - to_come;
+            let free = if some_wait { free.min(0.0) } else { free };
+            let room = known.kv_cache.room(known.part_of(free))?;
+            Some(i64::from(tokens).saturating_add(room).clamp(0, i64::from(UNKNOWN - 1)) as u32)
         });
         self.live.kv_room.store(kv_room.unwrap_or(UNKNOWN), SeqCst);
+        // A cache that is full of ours has room again as they leave.
+        let is_full = report.kv_cache_used.is_some_and(|used| used > limits.max_kv_cache);
+        self.live.cache_full.store(is_full && matches!(kv_room, None | Some(0)), SeqCst);
     }
 
     /// A poll begins: from now on it is noted how many requests it holds at the most.
