@@ -4,9 +4,11 @@
 //! The numbers are looked at without a pause, each look between two instants. Clients write down when they asked, left
 //! and had their whole answer, and backends when a request entered and left. From that it follows what the proxy must
 //! have counted all through a look (who was at a backend before it and after it) and what it may have counted at most
-//! (who had asked and had not got everything back). A count that is 1 off, for good or for a while, is outside of it.
+//! (who had asked and had not got everything back). A count that is 1 off, for good or for a while, is outside of it,
+//! where nobody else is in doubt: clients rest between two requests, for whoever waits for the very slot that is free
+//! too late hides that. The load goes on until such looks were had right after every kind of event.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -18,12 +20,14 @@ use crate::support::*;
 const SLOTS: [(&str, u32); 3] = [("a", 4), ("b", 3), ("c", 2)];
 /// As many as there are slots, with the two that leave: somebody waits only while a backend is busy by its own word.
 const STAYING: usize = 7;
+/// Their rests are shorter, and all of different lengths.
+const REST_MS: usize = 600;
 /// The connection of a request that is given up is closed just before its slot is free; the machine may be very busy.
 const GIVEN_BACK_US: u128 = 250_000;
 /// The same where the backend never saw the request.
 const FORGOTTEN_US: u128 = 2_000_000;
-/// Looks that leave no doubt, after which the test is over: each sees every backend's count to the digit.
-const EXACT_LOOKS: usize = 30;
+/// What is given back late is seen by looks this soon after.
+const SOON_US: u128 = 100_000;
 /// Backends' journals come through pipes, which are read by then.
 const WRITTEN_US: u128 = 2_000_000;
 const LOST: &str = "no poison";
@@ -67,10 +71,6 @@ impl Log {
         let attempts =
             response.headers().get("x-vision-proxy-attempts").and_then(|told| told.to_str().ok()?.parse().ok());
         self.note(id, |asked| asked.attempts = attempts);
-    }
-
-    fn count(&self, of: impl Fn(&Asked) -> bool) -> usize {
-        self.0.lock().expect(LOST).values().filter(|asked| of(asked)).count()
     }
 }
 
@@ -150,16 +150,22 @@ fn stays_of(servers: &[Simulated]) -> HashMap<String, Vec<Stay>> {
 
 /// What the proxy may have counted while somebody looked.
 #[derive(Default)]
-struct Bounds {
+struct Bounds<'a> {
     /// By backend: who was there all the time.
     certain: BTreeMap<&'static str, usize>,
     /// Who had a hold on something, or may have had.
     alive: usize,
     /// Who may have been counted twice, for numbers are read one after another and it went from one to the next.
     moving: usize,
+    /// Of those who were there all the time, who had failed elsewhere before.
+    failed_over: Vec<&'a str>,
+    /// Whose answer had just come whole.
+    just_answered: Vec<&'a str>,
+    /// Whose slot must have been given back just now at the latest, for its client had left.
+    just_left: Vec<&'a str>,
 }
 
-fn bounds(look: &Look, log: &HashMap<String, Asked>, stays: &HashMap<String, Vec<Stay>>) -> Bounds {
+fn bounds<'a>(look: &Look, log: &'a HashMap<String, Asked>, stays: &HashMap<String, Vec<Stay>>) -> Bounds<'a> {
     let mut bounds = Bounds::default();
     for (id, asked) in log {
         let stays = stays.get(id).map(Vec::as_slice).unwrap_or_default();
@@ -170,7 +176,12 @@ fn bounds(look: &Look, log: &HashMap<String, Asked>, stays: &HashMap<String, Vec
             (None, Some(left), Some(stay)) => left.max(stay.left_us).saturating_add(GIVEN_BACK_US),
             (None, None, _) => u128::MAX,
         };
-        if asked.at_us > look.ended_us || gone_us < look.begun_us {
+        if gone_us < look.begun_us {
+            let just = if asked.left_us.is_some() { &mut bounds.just_left } else { &mut bounds.just_answered };
+            just.extend((gone_us + SOON_US > look.begun_us).then_some(id.as_str()));
+            continue;
+        }
+        if asked.at_us > look.ended_us {
             continue;
         }
         bounds.alive += 1;
@@ -180,7 +191,11 @@ fn bounds(look: &Look, log: &HashMap<String, Asked>, stays: &HashMap<String, Vec
         let is_held = !asked.is_fickle && is_later(asked.left_us) && is_later(asked.answered_us);
         let was_there = stays.iter().any(|stay| stay.entered_us < look.begun_us);
         match last.filter(is_there).filter(|_| is_held) {
-            Some(stay) => *bounds.certain.entry(stay.backend).or_default() += 1,
+            Some(stay) => {
+                *bounds.certain.entry(stay.backend).or_default() += 1;
+                let has_failed = asked.attempts.is_some_and(|attempts| attempts > 1);
+                bounds.failed_over.extend(has_failed.then_some(id.as_str()));
+            }
             // Handed a slot, or sent elsewhere.
             None if !was_there || asked.attempts != Some(1) => bounds.moving += 1,
             None => {}
@@ -190,8 +205,8 @@ fn bounds(look: &Look, log: &HashMap<String, Asked>, stays: &HashMap<String, Vec
 }
 
 /// Requires that a look saw what was there; true where nothing was in doubt.
-fn agrees(look: &Look, bounds: &Bounds) -> bool {
-    let Bounds { certain, alive, moving } = bounds;
+fn agrees(look: &Look, bounds: &Bounds<'_>) -> bool {
+    let Bounds { certain, alive, moving, .. } = bounds;
     let all_certain: usize = certain.values().sum();
     let doubtful = alive - all_certain + moving;
     let told = format!(
@@ -208,15 +223,50 @@ fn agrees(look: &Look, bounds: &Bounds) -> bool {
     all_certain + look.waiting == alive + moving
 }
 
-/// Clients that ask without a pause, and a backend that fails now and then.
+/// Whom looks saw that left no doubt: each saw every backend's count to the digit.
+#[derive(Default)]
+struct Seen {
+    failed_over: HashSet<String>,
+    just_answered: HashSet<String>,
+    just_left: HashSet<String>,
+    /// Looks of any kind in which somebody stood in line.
+    lines: usize,
+}
+
+impl Seen {
+    fn note(&mut self, look: &Look, bounds: &Bounds<'_>) {
+        self.lines += usize::from(look.waiting > 0);
+        if !agrees(look, bounds) {
+            return;
+        }
+        let Bounds { failed_over, just_answered, just_left, .. } = bounds;
+        let all = [
+            (&mut self.failed_over, failed_over),
+            (&mut self.just_answered, just_answered),
+            (&mut self.just_left, just_left),
+        ];
+        for (all, now) in all {
+            all.extend(now.iter().copied().map(str::to_owned));
+        }
+    }
+
+    /// Several of each kind: a count that is off in some of them only would have been seen to be.
+    fn is_enough(&self) -> bool {
+        self.failed_over.len() >= 3 && self.just_answered.len() >= 15 && self.just_left.len() >= 4 && self.lines > 0
+    }
+}
+
+/// Clients that ask again and again, and a backend that fails now and then.
 fn load(proxy: &Proxy, servers: &[Simulated], log: &Log) -> JoinSet<()> {
     let mut load = JoinSet::new();
     for number in 0..STAYING {
         let (client, log) = (proxy.another_client(), log.clone());
         let body = if number % 2 == 0 { chat_body() } else { stream_body() };
         load.spawn(async move {
-            loop {
+            for turn in 0.. {
                 stays(&client, &log, body.clone()).await;
+                let rest_ms = (number * 83 + turn * 131) % REST_MS;
+                tokio::time::sleep(Duration::from_millis(rest_ms as u64)).await;
             }
         });
     }
@@ -252,7 +302,7 @@ async fn what_is_counted_is_what_backends_hold_at_every_instant() {
     let log = Log::default();
     let mut load = load(&proxy, &servers, &log);
     let mut looks = Vec::new();
-    let mut exact = 0;
+    let mut seen = Seen::default();
     wait::patiently(Duration::from_secs(90), "enough was seen", async || {
         let begun = tokio::time::Instant::now();
         while begun.elapsed() < Duration::from_secs(1) {
@@ -263,11 +313,10 @@ async fn what_is_counted_is_what_backends_hold_at_every_instant() {
         }
         let (asked, stays) = (log.0.lock().expect(LOST).clone(), stays_of(&servers));
         let is_written = |look: &mut Look| look.ended_us + WRITTEN_US < now_us();
-        let written = looks.extract_if(.., is_written);
-        exact += written.filter(|look| agrees(look, &bounds(look, &asked, &stays))).count();
-        let moved = log.count(|asked| asked.attempts.is_some_and(|attempts| attempts > 1));
-        let left = log.count(|asked| asked.left_us.is_some());
-        exact >= EXACT_LOOKS && moved >= 3 && left >= 6
+        for look in looks.extract_if(.., is_written) {
+            seen.note(&look, &bounds(&look, &asked, &stays));
+        }
+        seen.is_enough()
     })
     .await;
     load.shutdown().await;
