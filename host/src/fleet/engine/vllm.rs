@@ -3,8 +3,11 @@
 //! There may be several engines behind one server, and labels for each and each model: requests are added up, of the
 //! caches the fullest counts. With `--disable-log-stats` the metrics are there without any of vLLM's: unknown.
 //! `/load` is not asked: it says 0 unless a flag is set.
+//!
+//! A request that waits for its grammar to be compiled, its adapter or its cache to come is waiting too, as `deferred`:
+//! that is no lack of room, so that only those count that wait for `capacity`, where it tells them apart.
 
-use super::{Answer, Health, METRICS, Question, Report, openai, prometheus};
+use super::{Answer, Health, METRICS, Question, Report, openai, plausible, prometheus};
 
 pub(super) const QUESTIONS: &[Question] = &[
     Question { path: "/health", wanted: |_| true, read: |answer, report| report.health = Health::of(answer) },
@@ -16,11 +19,13 @@ pub(super) const NO_LOAD: &str = "it runs with --disable-log-stats, or is a NIM 
 
 const RUNNING: &str = "vllm:num_requests_running";
 
-/// Not `vllm:num_requests_waiting_by_reason`, which is the same requests again.
 const WAITING: &str = "vllm:num_requests_waiting";
 
+/// The same requests again, by why they wait; young.
+const WAITING_BY_REASON: &str = "vllm:num_requests_waiting_by_reason";
+
 /// The name since 0.9, and the one before.
-const KV_CACHE: [&str; 2] = ["vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"];
+pub(super) const KV_CACHE: [&str; 2] = ["vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"];
 
 const SLEEP_STATE: &str = "vllm:engine_sleep_state";
 
@@ -30,11 +35,16 @@ fn read_models(answer: &Answer<'_>, report: &mut Report) {
 
 pub(super) fn read_load(answer: &Answer<'_>, report: &mut Report) {
     report.running = prometheus::sum(answer, RUNNING);
-    report.waiting = prometheus::sum(answer, WAITING);
+    report.waiting = prometheus::sum(answer, WAITING).map(|all| waiting_for_room(answer).unwrap_or(all).min(all));
     report.kv_cache_used = KV_CACHE.iter().find_map(|name| prometheus::largest_fraction(answer, name));
     if is_asleep(answer) {
         report.health = Health::NotReady("sleeping".to_owned());
     }
+}
+
+fn waiting_for_room(answer: &Answer<'_>) -> Option<u32> {
+    let of_capacity = prometheus::samples_with(answer, WAITING_BY_REASON, "reason", "capacity");
+    plausible::total(of_capacity.map(|sample| sample.count()))
 }
 
 /// Whether it was put to sleep (`POST /sleep`): its memory is given away and requests would hang, while `/health`
@@ -81,6 +91,26 @@ mod tests {
         assert_eq!((report.running, report.waiting), (Some(4), Some(2)));
         assert_eq!(report.kv_cache_used, Some(0.003_418_386_033_451_348_3));
         assert_eq!(report.models, None);
+    }
+
+    /// vLLM sets the first to the sum of the others (`v1/metrics/loggers.py`).
+    #[test]
+    fn who_waits_for_anything_but_room_is_no_line() {
+        let waiting = |by_reason: &str| {
+            load(&format!("vllm:num_requests_running 9\nvllm:num_requests_waiting 5\n{by_reason}")).waiting
+        };
+        let engine = |engine: u8, reason: &str, count: &str| {
+            format!("{WAITING_BY_REASON}{{engine=\"{engine}\",model_name=\"m\",reason=\"{reason}\"}} {count}\n")
+        };
+        let told = |count: &str| [engine(0, "capacity", count), engine(0, "deferred", "5.0")].concat();
+        assert_eq!(waiting(&told("0.0")), Some(0));
+        assert_eq!(waiting(&[told("1.0"), engine(1, "capacity", "2.0")].concat()), Some(3));
+        for odd in ["NaN", "-1", "1e99"] {
+            assert_eq!(waiting(&told(odd)), Some(5), "{odd}");
+        }
+        assert_eq!(waiting(&engine(0, "deferred", "5.0")), Some(5), "the other reason is missing");
+        assert_eq!(waiting(&told("7.0")), Some(5), "a part is not more than the whole");
+        assert_eq!(load(&told("2.0")).waiting, None, "a reason alone is no report");
     }
 
     #[test]
