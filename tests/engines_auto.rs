@@ -149,6 +149,10 @@ fn engines() -> Vec<Case> {
         ("/v1/models", 200, golden!("lm_studio_models.json")),
         ("/api/v0/models", 200, golden!("lm_studio_details.json")),
     ];
+    let newer_lm_studio = vec![
+        ("/v1/models", 200, br#"{"data":[{"id":"google/gemma-3-4b","owned_by":"organization_owner"}]}"#.as_slice()),
+        ("/api/v1/models", 200, golden!("lm_studio_details_v1.json")),
+    ];
     let router = vec![
         ("/health", 200, br#"{"status":"ok"}"#.as_slice()),
         ("/v1/models", 200, golden!("llama_models_router.json")),
@@ -165,6 +169,7 @@ fn engines() -> Vec<Case> {
         case("a-triton", "triton", triton, None, Some(4)),
         case("a-lmdeploy", "lmdeploy", lmdeploy(), None, Some(4)),
         case("an-lm-studio", "lm-studio", lm_studio, None, None),
+        case("a-newer-lm-studio", "lm-studio", newer_lm_studio, Some(4), None),
         case("a-router", "llama-cpp", router, Some(3), Some(3)),
         case("a-nim", "nim", nim(golden!("nim_models.json"), golden!("nim_metrics.txt")), Some(2_048), Some(5)),
         case("a-nim-of-vllm", "nim", nim(golden!("vllm_models.json"), full_vllm), None, Some(4)),
@@ -216,7 +221,18 @@ async fn a_missing_load_is_said_once() {
     let engine = Engine::start("a", vllm(b"python_info 1.0\n")).await;
     let proxy = Proxy::start(&format!("{FREQUENT_POLLS}{}", engine.entry())).await;
     eventually("it is said", async || proxy.output().contains(MISSING)).await;
-    engine.is_asked_a_lot().await;
+    let too_long: &'static [u8] = "vllm:num_requests_running 0.0\n".repeat(200_000).leak().as_bytes();
+    let without = vec![("/health", 200, b"".as_slice()), ("/v1/models", 200, golden!("vllm_models.json"))];
+    for bad in [vllm(b"<html>0</html>"), vllm(b"vllm:num_requests_running NaN\n"), vllm(too_long), without] {
+        engine.becomes(bad);
+        engine.is_asked_a_lot().await;
+        let told = proxy.backend("a").await;
+        assert_eq!(
+            (&told["reported"]["running"], &told["state"]),
+            (&serde_json::Value::Null, &"available".into()),
+            "{told}"
+        );
+    }
     engine.becomes(vllm(golden!("vllm_metrics_full.txt")));
     eventually("its return is said", async || proxy.output().contains("reports its load again")).await;
     let output = proxy.output();

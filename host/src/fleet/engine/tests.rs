@@ -30,11 +30,12 @@ const LMDEPLOY_MODELS: &[u8] = include_bytes!("golden/lmdeploy_models.json");
 const LMDEPLOY_METRICS: &[u8] = include_bytes!("golden/lmdeploy_metrics.txt");
 const LM_STUDIO_MODELS: &[u8] = include_bytes!("golden/lm_studio_models.json");
 const LM_STUDIO_DETAILS: &[u8] = include_bytes!("golden/lm_studio_details.json");
+const LM_STUDIO_DETAILS_V1: &[u8] = include_bytes!("golden/lm_studio_details_v1.json");
 const NIM_MODELS: &[u8] = include_bytes!("golden/nim_models.json");
 const NIM_METADATA: &[u8] = include_bytes!("golden/nim_metadata.json");
 const NIM_METRICS: &[u8] = include_bytes!("golden/nim_metrics.txt");
 
-const GOLDEN: [&[u8]; 28] = [
+const GOLDEN: [&[u8]; 29] = [
     VLLM_MODELS,
     VLLM_IDLE,
     VLLM_FULL,
@@ -60,6 +61,7 @@ const GOLDEN: [&[u8]; 28] = [
     LMDEPLOY_METRICS,
     LM_STUDIO_MODELS,
     LM_STUDIO_DETAILS,
+    LM_STUDIO_DETAILS_V1,
     NIM_MODELS,
     NIM_METADATA,
     NIM_METRICS,
