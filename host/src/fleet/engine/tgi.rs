@@ -2,7 +2,8 @@
 //! its metrics.
 //!
 //! Its health check runs on the model, so that it turns red under a full queue: with requests waiting that is busy, not
-//! down. A gauge is absent until the first request has set it: unknown.
+//! down. A gauge is absent until the first request has set it: unknown. Its cache is as full as the batch at work may
+//! make it, for that much is kept for it, and by that it admits the next request.
 
 use serde_json::Value;
 
@@ -65,9 +66,17 @@ fn model(info: &Value) -> Option<ServedModel> {
 fn read_load(answer: &Answer<'_>, report: &mut Report) {
     report.running = prometheus::sum(answer, "tgi_batch_current_size");
     report.waiting = prometheus::sum(answer, "tgi_queue_size");
+    report.kv_cache_used = kv_cache_used(answer);
     if says_unhealthy(report) && report.waiting.is_some_and(|waiting| waiting > 0) {
         report.health = Health::Ready;
     }
+}
+
+/// The tokens that the batch may come to have, of as many as fit; which those are it tells since 2.4.
+fn kv_cache_used(answer: &Answer<'_>) -> Option<f64> {
+    let tokens = |name| prometheus::sum(answer, name).map(f64::from);
+    let (of_batch, at_most) = (tokens("tgi_batch_current_max_tokens")?, tokens("tgi_batch_max_total_tokens")?);
+    plausible::fraction(of_batch / at_most)
 }
 
 #[cfg(test)]
@@ -86,7 +95,7 @@ mod tests {
         let report = ask(Engine::Tgi, &[("/health", 200, b""), ("/info", 200, INFO_ANSWER), ("/metrics", 200, LOAD)]);
         assert_eq!(report.health, Health::Ready);
         assert_eq!((report.running, report.waiting, report.limit), (Some(4), Some(3), Some(128)));
-        assert_eq!(report.kv_cache_used, None);
+        assert_eq!(report.kv_cache_used, Some(0.25));
         assert_eq!(natives(&report), ["meta-llama/Llama-3.2-11B-Vision-Instruct"]);
         let model = &report.models.unwrap()[0];
         assert_eq!((model.loaded, model.vision), (Some(true), Some(true)));
@@ -110,6 +119,22 @@ mod tests {
     }
 
     #[test]
+    fn a_cache_of_unknown_size_is_not_full() {
+        let used = |metrics: &str| ask(Engine::Tgi, &[("/metrics", 200, metrics.as_bytes())]).kv_cache_used;
+        let batch = "tgi_batch_current_max_tokens 4096\n";
+        for at_most in [
+            "",
+            "tgi_batch_max_total_tokens 0\n",
+            "tgi_batch_max_total_tokens NaN\n",
+            "tgi_batch_max_total_tokens 16\n",
+        ] {
+            assert_eq!(used(&format!("{batch}{at_most}")), None, "{at_most:?}");
+        }
+        assert_eq!(used("tgi_batch_max_total_tokens 16384\n"), None, "nothing was at work yet");
+        assert_eq!(used(&format!("{batch}tgi_batch_max_total_tokens 4096\n")), Some(1.0));
+    }
+
+    #[test]
     fn knows_its_own_answers() {
         let ok = |body| Answer { status: 200, body };
         assert!(describes_itself(&ok(INFO_ANSWER)) && !describes_itself(&ok(MODELS)));
@@ -125,7 +150,9 @@ mod tests {
 
     #[test]
     fn odd_numbers_are_unknown() {
-        for body in odd_answers(&["tgi_batch_current_size", "tgi_queue_size"]) {
+        let names =
+            ["tgi_batch_current_size", "tgi_queue_size", "tgi_batch_current_max_tokens", "tgi_batch_max_total_tokens"];
+        for body in odd_answers(&names) {
             let report = ask(Engine::Tgi, &[("/info", 200, body.as_bytes()), ("/metrics", 200, body.as_bytes())]);
             assert_eq!(report, Report::default(), "{body:?}");
         }
