@@ -1,7 +1,10 @@
 //! LMDeploy: `/health` (with its state in words), the list of models, and the load among its metrics.
 //!
-//! Asleep it is healthy, but refuses every request. Its gauges are set every ten seconds: hence `load_may_be_old`. Not
-//! `lmdeploy:num_api_requests_waiting`: a client that leaves while it waits is never taken off it, so that it only grows.
+//! Asleep it is healthy, but refuses every request. Its gauges are set every ten seconds: hence `load_may_be_old`. What
+//! does not fit into a batch waits before the engine, as `lmdeploy:num_api_requests_waiting`; a client that leaves while
+//! it waits there is never taken off, so that this is no number to go by: it only says that none in line may not be true.
+//! Blocks that it keeps for the prefixes of later requests count as used, though it gives them up when they are needed:
+//! where prefixes are found again, its cache is filled for good and says nothing.
 
 use super::{Answer, Health, METRICS, Question, Report, openai, prometheus};
 
@@ -24,9 +27,20 @@ fn read_models(answer: &Answer<'_>, report: &mut Report) {
 
 fn read_load(answer: &Answer<'_>, report: &mut Report) {
     report.running = prometheus::sum(answer, "lmdeploy:num_requests_running");
-    report.waiting = prometheus::sum(answer, "lmdeploy:num_requests_waiting");
-    report.kv_cache_used = prometheus::largest_fraction(answer, "lmdeploy:gpu_cache_usage_perc");
+    report.waiting =
+        prometheus::sum(answer, "lmdeploy:num_requests_waiting").filter(|some| *some > 0 || !may_wait_before(answer));
+    report.kv_cache_used =
+        prometheus::largest_fraction(answer, "lmdeploy:gpu_cache_usage_perc").filter(|_| !keeps_prefixes(answer));
     report.load_may_be_old = true;
+}
+
+/// Whether anybody may wait who has not come to the engine yet.
+fn may_wait_before(answer: &Answer<'_>) -> bool {
+    prometheus::samples(answer, "lmdeploy:num_api_requests_waiting").any(|waiting| waiting.count() != Some(0))
+}
+
+fn keeps_prefixes(answer: &Answer<'_>) -> bool {
+    prometheus::samples(answer, "lmdeploy:prefix_cache_hit_rate").any(|rate| rate.fraction() != Some(0.0))
 }
 
 #[cfg(test)]
@@ -48,6 +62,38 @@ mod tests {
         assert_eq!((report.kv_cache_used, report.load_may_be_old), (Some(0.125), true));
         assert_eq!(natives(&report), ["internlm/internlm3-8b-instruct"]);
         assert_eq!(report.models.unwrap()[0].details["owned_by"], "lmdeploy");
+    }
+
+    #[test]
+    fn none_waiting_in_the_engine_is_no_word_on_the_line_before_it() {
+        let waiting = |inside: u8, before: &str| {
+            let before: String =
+                before.split(' ').map(|count| format!("lmdeploy:num_api_requests_waiting {count}\n")).collect();
+            let body = format!("lmdeploy:num_requests_waiting {inside}\n{before}");
+            ask(Engine::LmDeploy, &[("/metrics", 200, body.as_bytes())]).waiting
+        };
+        assert_eq!((waiting(0, "0"), waiting(2, "0"), waiting(2, "9")), (Some(0), Some(2), Some(2)));
+        for before in ["9", "0 1", "-1", "NaN"] {
+            assert_eq!(waiting(0, before), None, "{before}");
+        }
+        let without = ask(Engine::LmDeploy, &[("/metrics", 200, b"lmdeploy:num_requests_waiting 0\n")]);
+        assert_eq!(without.waiting, Some(0), "before it told");
+    }
+
+    #[test]
+    fn a_cache_filled_with_kept_prefixes_is_not_full() {
+        let used = |hit_rates: &[&str]| {
+            let rates: String = hit_rates
+                .iter()
+                .map(|rate| format!("lmdeploy:prefix_cache_hit_rate{{engine=\"0\"}} {rate}\n"))
+                .collect();
+            let body = format!("lmdeploy:gpu_cache_usage_perc{{engine=\"0\"}} 0.99\n{rates}");
+            ask(Engine::LmDeploy, &[("/metrics", 200, body.as_bytes())]).kv_cache_used
+        };
+        assert_eq!((used(&[]), used(&["0.0"])), (Some(0.99), Some(0.99)));
+        for rates in [&["0.4"][..], &["0.0", "0.4"], &["NaN"]] {
+            assert_eq!(used(rates), None, "{rates:?}");
+        }
     }
 
     #[test]
