@@ -2,12 +2,14 @@
 //! frontend shows under `/metrics`.
 //!
 //! Not `nv_inference_exec_count`, which only ever grows. What waits in Triton's queues and what waits inside the engine
-//! behind it are different requests. Neither readiness page is everywhere: the frontend has `/health/ready`, the KServe
-//! API `/v2/health/ready`, and each says "not ready" with 400. The gauges of TensorRT-LLM keep the numbers of the last
-//! iteration when nothing runs any more, a request that waited then included. Hence `load_may_be_old`.
+//! behind it are different requests. An engine that batches by itself (vLLM) takes all there are from the queues: that
+//! none wait in those says nothing, unless it tells of its own line. Neither readiness page is everywhere: the frontend
+//! has `/health/ready`, the KServe API `/v2/health/ready`, and each says "not ready" with 400. The gauges of TensorRT-LLM
+//! keep the numbers of the last iteration when nothing runs any more, a request that waited then included. Hence
+//! `load_may_be_old`.
 
 use super::prometheus::{Sample, samples, samples_with};
-use super::{Answer, Health, METRICS, Question, Report, openai, plausible, reason};
+use super::{Answer, Health, METRICS, Question, Report, openai, plausible, reason, vllm};
 
 pub(super) const QUESTIONS: &[Question] = &[
     Question { path: "/health/ready", wanted: |_| true, read: read_frontend_ready },
@@ -16,7 +18,8 @@ pub(super) const QUESTIONS: &[Question] = &[
     Question { path: METRICS, wanted: Report::may_serve, read: read_load },
 ];
 
-pub(super) const NO_LOAD: &str = "its metrics are off or at another port, mostly 8002 (metrics_url)";
+pub(super) const NO_LOAD: &str =
+    "its metrics are off or at another port, mostly 8002 (metrics_url), or the engine inside it tells no load";
 
 /// What signs its list of models.
 pub(super) const OWNER: &str = "Triton Inference Server";
@@ -50,12 +53,14 @@ fn read_load(answer: &Answer<'_>, report: &mut Report) {
     let of_trtllm = |kind| count(samples_with(answer, TRTLLM_REQUESTS, "request_type", kind));
     let of_vllm = |name| count(samples(answer, name));
     let cache_of_trtllm = fraction(samples_with(answer, TRTLLM_CACHE, "kv_cache_block_type", "fraction"));
-    let cache_of_vllm = fraction(samples(answer, "vllm:gpu_cache_usage_perc"));
+    let cache_of_vllm = vllm::KV_CACHE.iter().find_map(|name| fraction(samples(answer, name)));
     let running = [of_trtllm("scheduled"), of_vllm("vllm:num_requests_running")];
-    let waiting = [count(samples(answer, PENDING)), of_trtllm("waiting"), of_vllm("vllm:num_requests_waiting")];
+    let inside = [of_trtllm("waiting"), of_vllm("vllm:num_requests_waiting")];
+    let is_told = inside.iter().any(Option::is_some);
+    let waiting = inside.into_iter().chain([count(samples(answer, PENDING))]).flatten();
     report.load_may_be_old = of_trtllm("scheduled").is_some();
     report.running = plausible::total(running.into_iter().flatten());
-    report.waiting = plausible::total(waiting.into_iter().flatten());
+    report.waiting = plausible::total(waiting).filter(|some| *some > 0 || is_told);
     report.kv_cache_used = plausible::largest([cache_of_trtllm, cache_of_vllm].into_iter().flatten());
 }
 
@@ -108,6 +113,22 @@ mod tests {
              vllm:gpu_cache_usage_perc{model=\"m\",version=\"1\"} 0.5\n",
         );
         assert_eq!((vllm.running, vllm.waiting, vllm.kv_cache_used), (Some(3), Some(3), Some(0.5)));
+        assert_eq!(load("vllm:kv_cache_usage_perc{model=\"m\"} 0.25\n").kv_cache_used, Some(0.25));
+    }
+
+    /// Its vLLM backend takes every request at once and publishes counters only.
+    #[test]
+    fn empty_queues_before_a_silent_engine_are_no_word_on_its_line() {
+        let queues = format!("{PENDING}{{model=\"m\",version=\"1\"}} 0\n");
+        let counters = "vllm:prompt_tokens_total{model=\"m\",version=\"1\"} 18\n";
+        for inside in ["", counters] {
+            assert_eq!(load(&format!("{queues}{inside}")), Report::default(), "{inside}");
+        }
+        for inside in
+            [format!("{TRTLLM_REQUESTS}{{request_type=\"waiting\"}} 0\n"), "vllm:num_requests_waiting 0\n".to_owned()]
+        {
+            assert_eq!(load(&format!("{queues}{inside}")).waiting, Some(0), "{inside}");
+        }
     }
 
     #[test]
