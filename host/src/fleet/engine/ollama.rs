@@ -1,6 +1,7 @@
 //! Ollama: which models it has and which of them are loaded. It reports no load at all, so that all of it is unknown.
 //!
-//! A name without a tag means `latest`, so that `llama3.2:latest` also answers to `llama3.2`.
+//! A name without a tag means `latest`, so that `llama3.2:latest` also answers to `llama3.2`. What a model can do stands in
+//! the list since 0.30. A model of the cloud is never loaded here, and need not be.
 
 use std::collections::BTreeMap;
 
@@ -29,6 +30,7 @@ fn models(answer: &Answer<'_>) -> Option<Vec<ServedModel>> {
 fn model(entry: &Value) -> Option<ServedModel> {
     let mut model = ServedModel::named(&entry["model"]).or_else(|| ServedModel::named(&entry["name"]))?;
     model.vision = openai::takes(&entry["capabilities"], "vision");
+    model.loaded = entry["remote_host"].as_str().is_some_and(|host| !host.is_empty()).then_some(true);
     for detail in ["family", "parameter_size", "quantization_level"] {
         model.note_text(detail, &entry["details"][detail]);
     }
@@ -46,7 +48,7 @@ fn read_loaded(answer: &Answer<'_>, report: &mut Report) {
     let running = answer.json().unwrap_or_default();
     let Some(running) = running["models"].as_array() else { return };
     let context_of: BTreeMap<&str, &Value> = running.iter().filter_map(name_and_context).collect();
-    for model in report.models.iter_mut().flatten() {
+    for model in report.models.iter_mut().flatten().filter(|model| model.loaded.is_none()) {
         let tagged = if model.alias { format!("{}{LATEST}", model.native) } else { model.native.clone() };
         let context = context_of.get(tagged.as_str());
         model.loaded = Some(context.is_some());
@@ -109,6 +111,20 @@ mod tests {
             ask(Engine::Ollama, &[("/api/version", 200, VERSION), ("/api/tags", 500, TAGS), ("/api/ps", 200, PS)]);
         assert_eq!(report, Report { health: Health::Ready, ..Report::default() });
         assert!(!(QUESTIONS[2].wanted)(&report), "there is nothing to mark");
+    }
+
+    #[test]
+    fn a_model_of_the_cloud_needs_no_loading() {
+        let tags = br#"{"models":[
+            {"name":"gpt-oss:120b-cloud","model":"gpt-oss:120b-cloud","remote_model":"gpt-oss:120b","remote_host":"https://ollama.com:443","size":384,"details":{"format":"","family":"gptoss"},"capabilities":["completion","tools"]},
+            {"name":"mistral:7b","model":"mistral:7b","remote_host":"","size":1,"details":{}}
+        ]}"#;
+        let report = ask(
+            Engine::Ollama,
+            &[("/api/version", 200, VERSION), ("/api/tags", 200, tags), ("/api/ps", 200, br#"{"models":[]}"#)],
+        );
+        let loaded: Vec<_> = report.models.unwrap().iter().map(|model| model.loaded).collect();
+        assert_eq!(loaded, [Some(true), Some(false)]);
     }
 
     #[test]
