@@ -47,9 +47,15 @@ pub async fn proxied<const N: usize, S: Into<Setup>>(top: &str, setups: [S; N]) 
 impl Proxy {
     /// Runs with this configuration; returns when it is ready and has asked every backend once.
     pub async fn start(config: &str) -> Self {
-        let folder = Folder::new();
+        Self::start_with(config, Folder::new(), |_| {}).await
+    }
+
+    /// The same in this folder, with whatever else its command shall have, such as variables of its environment.
+    pub async fn start_with(config: &str, folder: Folder, further: impl FnOnce(&mut Command)) -> Self {
         let path = folder.write(CONFIG_FILE, format!("{ANY_PORT}{config}"));
-        Self::run(&["--config", path.to_str().expect("a path of text")], folder).await
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vision-proxy"));
+        further(command.args(["run", "--config"]).arg(path));
+        Self::run_by(&mut command, folder).await
     }
 
     /// `vision-proxy run` with these arguments, in this folder.

@@ -6,7 +6,7 @@ mod request;
 mod serve;
 mod wire;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -31,6 +31,9 @@ const BACKLOG: i32 = 1024;
 /// A connection over loopback that the kernel has room for takes microseconds.
 const QUEUE_IS_FULL_AFTER: Duration = Duration::from_millis(100);
 
+/// A free port.
+const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
 /// What a backend shall be, and what the configuration shall say of it.
 pub struct Setup {
     name: String,
@@ -42,6 +45,7 @@ pub struct Setup {
     /// Further lines of its `[[backends]]` table.
     lines: String,
     maps: bool,
+    address: SocketAddr,
 }
 
 impl Setup {
@@ -49,7 +53,21 @@ impl Setup {
     pub fn named(name: &str) -> Self {
         let (name, native) = (name.to_owned(), NATIVE.to_owned());
         let (base, lines) = (String::new(), String::new());
-        Self { name, speaks: Speaks::OpenAi, native, slots: Some(MANY_SLOTS), base, lines, maps: true }
+        Self {
+            name,
+            speaks: Speaks::OpenAi,
+            native,
+            slots: Some(MANY_SLOTS),
+            base,
+            lines,
+            maps: true,
+            address: LOOPBACK,
+        }
+    }
+
+    /// Listens there.
+    pub fn at(self, address: SocketAddr) -> Self {
+        Self { address, ..self }
     }
 
     pub fn slots(self, slots: u32) -> Self {
@@ -96,7 +114,7 @@ impl Setup {
 
     /// Has a port, and refuses every connection to it until `restart`.
     pub fn start_refusing(self) -> Backend {
-        let guard = bound("127.0.0.1:0".parse().expect("an address"));
+        let guard = bound(self.address);
         let address = guard.local_addr().expect("a bound socket").as_socket().expect("an inet socket");
         let state = Arc::new(State::new(self.speaks, &self.native, Arc::new(engine_answer)));
         Backend { setup: self, address, _guard: guard, state, accepting: Mutex::default() }
@@ -125,7 +143,7 @@ impl Backend {
 
     /// Its `[[backends]]` table.
     pub fn entry(&self) -> String {
-        let Setup { name, speaks, native, slots, base, lines, maps } = &self.setup;
+        let Setup { name, speaks, native, slots, base, lines, maps, .. } = &self.setup;
         let slots = slots.map_or(String::new(), |slots| format!("slots = {slots}\n"));
         let models = if *maps { format!("models = {{ \"{MODEL}\" = \"{native}\" }}\n") } else { String::new() };
         let (address, engine) = (self.address, speaks.name());

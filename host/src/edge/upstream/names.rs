@@ -6,10 +6,11 @@
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, ToSocketAddrs};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use dns_lookup::{AddrFamily, AddrInfoHints, LookupError, LookupErrorKind, SockType, getaddrinfo};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
@@ -19,7 +20,7 @@ const FRESH: Duration = Duration::from_secs(5);
 const KEPT: Duration = Duration::from_secs(60);
 /// Who has an old answer waits for a new one no longer than this: name servers nearby take a few milliseconds.
 const PATIENCE: Duration = Duration::from_millis(100);
-/// A name that could not be looked up is not looked up again sooner.
+/// A name that could not be looked up, or has no address, is not looked up again sooner.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// Names under way at once. Each is a thread, for as long as the resolver is silent.
 const UNDER_WAY_LIMIT: usize = 64;
@@ -68,10 +69,15 @@ impl Entry {
         self.known.as_ref().filter(|(_, at)| at.elapsed() < age).map(|(addresses, _)| Arc::clone(addresses))
     }
 
+    /// The same, where they need not be asked for again.
+    fn fresh(&self) -> Option<Addresses> {
+        self.known(FRESH).filter(|addresses| !addresses.is_empty()).or_else(|| self.known(AGAIN_AFTER))
+    }
+
     /// Whether it is time to ask.
     fn is_due(&self) -> bool {
         let failed_lately = self.failed.is_some_and(|at| at.elapsed() < AGAIN_AFTER);
-        self.under_way.is_none() && self.known(FRESH).is_none() && !failed_lately
+        self.under_way.is_none() && self.fresh().is_none() && !failed_lately
     }
 }
 
@@ -84,7 +90,7 @@ impl Names {
         let (under_way, old) = {
             let mut entries = self.lock();
             let entry = ask(&mut entries, host);
-            if let Some(addresses) = entry.known(FRESH) {
+            if let Some(addresses) = entry.fresh() {
                 return there(addresses);
             }
             (entry.under_way.clone(), entry.known(KEPT))
@@ -144,13 +150,45 @@ fn begin(host: &str) -> io::Result<watch::Receiver<Option<Outcome>>> {
     let (tell, outcome) = watch::channel(None);
     let host = host.to_owned();
     std::thread::Builder::new().name("lookup".into()).spawn(move || {
-        let found = (host.as_str(), 0).to_socket_addrs();
-        let found = found.map(|all| all.map(|address| address.ip()).collect::<Addresses>());
+        let found = look_up(&host);
         let _ = found.as_ref().inspect_err(|error| tracing::debug!(host, "not found: {error}"));
         // Nobody may be interested any more.
         let _ = tell.send(Some((found.ok(), Instant::now())));
     })?;
     Ok(outcome)
+}
+
+/// The addresses of a host; none, where it has none. Takes as long as the resolver does.
+fn look_up(host: &str) -> io::Result<Addresses> {
+    match ask_system(host, None) {
+        // By itself it does not mean that: where one kind of address could not be found out, and there is none of the other,
+        // glibc says the same. So each is asked for alone.
+        Err(error) if means_none(&error) => {
+            let mut all = Vec::new();
+            for family in [AddrFamily::Inet, AddrFamily::Inet6] {
+                match ask_system(host, Some(family)) {
+                    Ok(found) => all.extend(found),
+                    Err(error) if means_none(&error) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            Ok(all.into())
+        }
+        found => Ok(found?.into()),
+    }
+}
+
+/// What is an error to the C library, and to us an answer: there is no such name, or it has no address.
+fn means_none(error: &LookupError) -> bool {
+    matches!(error.kind(), LookupErrorKind::NoName | LookupErrorKind::NoData)
+}
+
+/// Addresses of one kind, or of all. Not by the standard library, which does not tell errors apart.
+fn ask_system(host: &str, family: Option<AddrFamily>) -> Result<Vec<IpAddr>, LookupError> {
+    let (address, socktype) = (family.map_or(0, i32::from), SockType::Stream.into());
+    let hints = AddrInfoHints { address, socktype, ..AddrInfoHints::default() };
+    let found = getaddrinfo(Some(host), None, Some(hints))?;
+    Ok(found.map(|one| Ok(one?.sockaddr.ip())).collect::<io::Result<_>>()?)
 }
 
 #[cfg(test)]
@@ -205,6 +243,9 @@ mod tests {
         entry.settle();
         let known = entry.known(KEPT).expect("an answer");
         assert!(there(known).is_err(), "what is gone is not connected to");
+        assert!(!entry.is_due());
+        advance(AGAIN_AFTER).await;
+        assert!(entry.is_due(), "it may come back any moment");
     }
 
     #[tokio::test(start_paused = true)]

@@ -36,8 +36,8 @@ pub struct Pool {
     hosts: RefCell<HashMap<String, Host>>,
 }
 
-/// A name, and where it points to as of the last sweep: read here, so that no request asks what all workers share.
-#[derive(Debug, Default)]
+/// A name, and where it points to as of the last sweep: read here, so that requests do not all ask what all workers share.
+#[derive(Debug)]
 struct Host {
     addresses: Option<Arc<[IpAddr]>>,
     is_used: bool,
@@ -100,7 +100,9 @@ impl Pool {
         }
         let mut hosts = self.hosts.borrow_mut();
         if !hosts.contains_key(&url.host) {
-            hosts.insert(url.host.clone(), Host::default());
+            // No sweep has asked for it: no connection was taken for it lately, and those kept since then may be to where it was.
+            let addresses = self.names.last_known(&url.host);
+            hosts.insert(url.host.clone(), Host { addresses, is_used: true });
         }
         let Some(host) = hosts.get_mut(&url.host) else { return false };
         host.is_used = true;
