@@ -1,6 +1,6 @@
 //! HTTP/2 floods: a connection that misbehaves is ended or waits; memory stays where it was, other clients are served.
 //!
-//! The frames are written by hand, for no library writes such ones (RFC 9113 §4.1, §6).
+//! The frames are written by hand (`support::frames`).
 
 use std::time::Duration;
 
@@ -8,17 +8,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::support::frames::*;
 use crate::support::*;
-
-const DATA: u8 = 0x0;
-const HEADERS: u8 = 0x1;
-const RST_STREAM: u8 = 0x3;
-const SETTINGS: u8 = 0x4;
-const PING: u8 = 0x6;
-const WINDOW_UPDATE: u8 = 0x8;
-const CONTINUATION: u8 = 0x9;
-const END_STREAM: u8 = 0x1;
-const END_HEADERS: u8 = 0x4;
 
 /// `GET /` over http, by the static table alone (RFC 7541, appendix A), with the authority `p`.
 const GET: &[u8] = b"\x82\x86\x84\x01\x01p";
@@ -31,15 +22,6 @@ const MOST_BYTES: usize = 24 << 20;
 const HELD_BACK: Duration = Duration::from_secs(2);
 /// What memory may grow by meanwhile: the allocator's own slack on a busy machine, and far less than was sent.
 const GROWTH_KIB: u64 = 12 << 10;
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).expect("a short payload").to_be_bytes();
-    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
-}
-
-fn opening(settings: &[u8]) -> Vec<u8> {
-    [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".as_slice(), &frame(SETTINGS, 0, 0, settings)].concat()
-}
 
 /// The streams of a client are numbered oddly.
 fn stream(number: u32) -> u32 {

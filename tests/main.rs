@@ -25,6 +25,7 @@ mod fleet;
 mod forwarding;
 mod h2_floods;
 mod http1_corpus;
+mod http2_corpus;
 mod learned;
 mod lifecycle;
 mod limits;

@@ -3,10 +3,8 @@
 
 mod answers;
 mod cases;
-mod recorder;
 
 use cases::{CASES, Case};
-use recorder::Recorder;
 
 use crate::support::*;
 
@@ -43,31 +41,6 @@ fn is_expected(case: &Case, statuses: &[u16]) -> bool {
     let wanted: Vec<_> = case.statuses.split(' ').collect();
     let is_right = |(wanted, status): (&&str, &u16)| wanted.split('|').any(|right| right == status.to_string());
     wanted.len() == statuses.len() && wanted.iter().zip(statuses).all(is_right)
-}
-
-/// What one request may look like at a backend, whatever the client made of it.
-fn problem(request: &[u8]) -> Option<String> {
-    let mut fields = [httparse::EMPTY_HEADER; 64];
-    let mut parsed = httparse::Request::new(&mut fields);
-    let Ok(httparse::Status::Complete(head)) = parsed.parse(request) else { return Some("not a request".into()) };
-    if (parsed.method, parsed.path, parsed.version) != (Some("POST"), Some(CHAT), Some(1)) {
-        return Some("not the request that was meant".into());
-    }
-    let values = |name: &str| {
-        let fields = parsed.headers.iter().filter(|field| field.name.eq_ignore_ascii_case(name));
-        fields.map(|field| String::from_utf8_lossy(field.value).into_owned()).collect::<Vec<_>>()
-    };
-    if values("content-length") != [(request.len() - head).to_string()] || values("host").len() != 1 {
-        return Some("not framed and addressed in one way".into());
-    }
-    if values("x-forwarded-for") != ["127.0.0.1"] || values("via").len() != 1 || values("x-request-id").len() != 1 {
-        return Some("not told by whom it comes".into());
-    }
-    let hop = ["transfer-encoding", "connection", "keep-alive", "proxy-connection", "proxy-authorization"];
-    let more = ["te", "trailer", "upgrade", "http2-settings", "expect", "forwarded", "x-real-ip", "x-trailer"];
-    let passed = hop.iter().chain(&more).find(|name| !values(name).is_empty());
-    let alike = parsed.headers.iter().find(|field| field.name.contains('_')).map(|field| field.name.to_owned());
-    passed.map(ToString::to_string).or(alike).map(|name| format!("{name} passed"))
 }
 
 #[tokio::test]

@@ -54,6 +54,12 @@ fn ambiguity(parts: &Parts) -> Option<&'static str> {
     if parts.uri.authority().is_some_and(|authority| !is_authority(authority.as_str())) {
         return Some("The target must name a host and perhaps a port, and no user.");
     }
+    // In HTTP/1.1 the target outweighs the field (RFC 9112 §3.2.2); in HTTP/2 the two must be one (RFC 9113 §8.3.1).
+    if let (Version::HTTP_2, Some(authority), Some(host)) = (parts.version, parts.uri.authority(), host)
+        && !host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes())
+    {
+        return Some("The Host field names another host than the target.");
+    }
     if parts.uri.scheme_str().is_some_and(|scheme| !matches!(scheme, "http" | "https")) {
         return Some("The target is of an unknown scheme.");
     }

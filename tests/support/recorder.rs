@@ -1,4 +1,4 @@
-//! A backend that keeps every byte it is sent. It answers polls as plain OpenAI does, and every chat alike.
+//! For corpora of raw requests: a backend that keeps every byte it is sent. It answers polls as plain OpenAI does, and every chat alike.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::support::{MODEL, NATIVE};
+use super::{CHAT, MODEL, NATIVE};
 
 #[derive(Default)]
 struct Seen {
@@ -84,4 +84,29 @@ fn whole(ahead: &[u8]) -> Option<usize> {
     let length = text.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
     let whole = head + length.unwrap_or(0);
     (ahead.len() >= whole).then_some(whole)
+}
+
+/// What is wrong with a request as a backend sees it, whatever the client made of it: it must be a whole chat.
+pub fn problem(request: &[u8]) -> Option<String> {
+    let mut fields = [httparse::EMPTY_HEADER; 64];
+    let mut parsed = httparse::Request::new(&mut fields);
+    let Ok(httparse::Status::Complete(head)) = parsed.parse(request) else { return Some("not a request".into()) };
+    if (parsed.method, parsed.path, parsed.version) != (Some("POST"), Some(CHAT), Some(1)) {
+        return Some("not the request that was meant".into());
+    }
+    let values = |name: &str| {
+        let fields = parsed.headers.iter().filter(|field| field.name.eq_ignore_ascii_case(name));
+        fields.map(|field| String::from_utf8_lossy(field.value).into_owned()).collect::<Vec<_>>()
+    };
+    if values("content-length") != [(request.len() - head).to_string()] || values("host").len() != 1 {
+        return Some("not framed and addressed in one way".into());
+    }
+    if values("x-forwarded-for") != ["127.0.0.1"] || values("via").len() != 1 || values("x-request-id").len() != 1 {
+        return Some("not told by whom it comes".into());
+    }
+    let hop = ["transfer-encoding", "connection", "keep-alive", "proxy-connection", "proxy-authorization"];
+    let more = ["te", "trailer", "upgrade", "http2-settings", "expect", "forwarded", "x-real-ip", "x-trailer"];
+    let passed = hop.iter().chain(&more).find(|name| !values(name).is_empty());
+    let alike = parsed.headers.iter().find(|field| field.name.contains('_')).map(|field| field.name.to_owned());
+    passed.map(ToString::to_string).or(alike).map(|name| format!("{name} passed"))
 }
