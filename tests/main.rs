@@ -16,6 +16,7 @@ mod cancellation;
 mod clients;
 mod commands;
 mod decisions;
+mod dependencies;
 mod early_answers;
 mod engines_auto;
 mod errors;
