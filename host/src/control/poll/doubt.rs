@@ -169,6 +169,19 @@ mod tests {
     }
 
     #[test]
+    fn every_engine_that_owes_a_load_is_named_once() {
+        for engine in Engine::ALL {
+            let mut doubts = Doubts::default();
+            let news = (0..50).filter_map(|_| doubts.weigh(engine, &loadless()));
+            assert_eq!(
+                news.collect::<Vec<_>>(),
+                Vec::from_iter(why_no_load(engine).map(News::LoadMissing)),
+                "{engine:?}"
+            );
+        }
+    }
+
+    #[test]
     fn an_engine_without_load_owes_none() {
         let mut doubts = Doubts::default();
         let news = (0..3).filter_map(|_| doubts.weigh(Engine::Vllm, &loadless()));

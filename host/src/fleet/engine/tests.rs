@@ -2,6 +2,8 @@
 
 use super::*;
 
+mod bad_reports;
+
 /// What a backend answers, by path.
 pub(super) type Answers<'a> = &'a [(&'a str, u16, &'a [u8])];
 
