@@ -23,7 +23,7 @@ pub const DIRECT: &str = "direct-";
 /// One server's account of a run.
 pub struct Account {
     pub slots: usize,
-    /// What its KV-cache holds.
+    /// What its KV-cache is to hold at the most.
     pub kv_tokens: u64,
     pub steps: Vec<Step>,
     /// When it could serve nobody.

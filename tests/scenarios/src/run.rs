@@ -28,6 +28,9 @@ const PATIENCE_WITH_THE_HUNG: Duration = Duration::from_secs(2);
 const LEFTOVERS: Duration = Duration::from_secs(8);
 /// Where nobody tells the slots, so long is given to learn them before anything is measured.
 const LEARNING: Duration = Duration::from_secs(20);
+/// No cache is to be fuller than this, the default of the proxy's `capacity.max_kv_cache`: beyond it engines throw begun
+/// requests out again.
+const MAX_KV_CACHE: f64 = 0.95;
 /// Direct load is there this long before the clients, so that whoever asks the server can know.
 const AHEAD: Duration = Duration::from_millis(1500);
 
@@ -78,7 +81,7 @@ pub async fn run(
 fn account(backend: &Backend) -> Account {
     Account {
         slots: backend.gpu.slots,
-        kv_tokens: backend.gpu.kv_tokens.unwrap_or(u64::MAX),
+        kv_tokens: backend.gpu.kv_tokens.map_or(u64::MAX, |tokens| (tokens as f64 * MAX_KV_CACHE) as u64),
         steps: backend.journal(),
         out: backend.out.clone(),
     }
