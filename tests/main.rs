@@ -14,6 +14,7 @@ mod agreement;
 mod balancing;
 mod cancellation;
 mod clients;
+mod clock_jumps;
 mod commands;
 mod decisions;
 mod dependencies;

@@ -21,6 +21,7 @@ mod shell;
 mod simulated;
 mod tls;
 pub mod wait;
+mod wall_clock;
 
 pub use answer::Answer;
 pub use asked::Asked;
@@ -40,3 +41,4 @@ pub use shell::{Folder, vision_proxy};
 pub use simulated::Simulated;
 pub use tls::{Authority, Identity, LOOPBACK, TlsFront};
 pub use wait::{eventually, soon};
+pub use wall_clock::WallClock;

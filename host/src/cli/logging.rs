@@ -130,7 +130,8 @@ struct JsonLine;
 impl<S: Subscriber + for<'a> LookupSpan<'a>, N: for<'a> FormatFields<'a> + 'static> FormatEvent<S, N> for JsonLine {
     fn format_event(&self, _: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         let mut fields = Fields::default();
-        fields.0.insert("timestamp".into(), humantime::format_rfc3339_micros(SystemTime::now()).to_string().into());
+        let now = crate::clock::datable(SystemTime::now());
+        fields.0.insert("timestamp".into(), humantime::format_rfc3339_micros(now).to_string().into());
         fields.0.insert("level".into(), event.metadata().level().as_str().into());
         event.record(&mut fields);
         writeln!(out, "{}", Value::Object(fields.0))

@@ -70,7 +70,7 @@ impl Config {
         let mut warnings = Vec::new();
         let mut look = |whose: &str, not_after: Option<SystemTime>| {
             if let Some(end) = not_after.filter(|end| *end <= now) {
-                let end = humantime::format_rfc3339_seconds(end);
+                let end = humantime::format_rfc3339_seconds(end.max(SystemTime::UNIX_EPOCH));
                 warnings.push(format!("{whose} has expired at {end}: it will be refused"));
             }
         };

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::super::status::Reloads;
 use super::View;
-use crate::clock::millis;
+use crate::clock::{datable, millis};
 use crate::config::{BackendConfig, BackendTls, KeyConfig, Mistakes};
 use crate::edge::Member;
 use crate::fleet::Backend;
@@ -253,5 +253,5 @@ fn mistakes(mistakes: &Mistakes) -> Vec<Value> {
 }
 
 fn rfc3339(at: SystemTime) -> String {
-    humantime::format_rfc3339_seconds(at).to_string()
+    humantime::format_rfc3339_seconds(datable(at)).to_string()
 }

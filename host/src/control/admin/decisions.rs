@@ -25,7 +25,7 @@ fn decision(decision: &Decision) -> Value {
     let at = SystemTime::now() - decision.started.elapsed();
     json!({
         "request_id": &*decision.request_id,
-        "at": humantime::format_rfc3339_millis(at).to_string(),
+        "at": humantime::format_rfc3339_millis(crate::clock::datable(at)).to_string(),
         "model": &*decision.model,
         "images": decision.images,
         "body_bytes": decision.body_bytes,

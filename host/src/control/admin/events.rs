@@ -135,7 +135,7 @@ fn heard(told: Result<Event, RecvError>) -> String {
 
 /// One event as it stands in the stream. JSON text holds no line break.
 fn written(kind: &str, mut said: Value) -> String {
-    said["at"] = humantime::format_rfc3339_millis(SystemTime::now()).to_string().into();
+    said["at"] = humantime::format_rfc3339_millis(crate::clock::datable(SystemTime::now())).to_string().into();
     format!("event: {kind}\ndata: {said}\n\n")
 }
 
